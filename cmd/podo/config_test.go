@@ -1,0 +1,219 @@
+package main
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"reflect"
+	"strings"
+	"syscall"
+	"testing"
+
+	"github.com/urfave/cli/v2"
+
+	"github.com/podo-dev/podo/pkg/config"
+	"github.com/podo-dev/podo/pkg/configfile"
+)
+
+// runConfig runs podo config with args, and without this process's environment.
+func runConfig(t *testing.T, args ...string) (string, error) {
+	t.Helper()
+	for _, kv := range os.Environ() {
+		if k, _, _ := strings.Cut(kv, "="); strings.HasPrefix(k, "PODO_") || strings.HasPrefix(k, "K3S_") {
+			t.Setenv(k, "")
+		}
+	}
+	var out bytes.Buffer
+	app := &cli.App{Name: "podo", Writer: &out, ErrWriter: &out, ExitErrHandler: func(*cli.Context, error) {}, Commands: []*cli.Command{configCommand()}}
+	err := app.Run(append([]string{"podo", "config"}, args...))
+	return out.String(), err
+}
+
+func writeFile(t *testing.T, text string) string {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "config.yaml")
+	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
+func TestConfigShowIsAConfigurationFile(t *testing.T) {
+	path := writeFile(t, "node-label: {a: b}\nkubelet-arg: ['max-pods=250', 'x=y: z']\ntoken: hunter2\nwrite-kubeconfig-mode: 0644\nfeature-gates: [A=true]\n")
+	out, err := runConfig(t, "show", "--origin", "-c", path, "--cluster-cidr", "10.1.0.0/16,fd00::/56")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, want := range []string{path + ":1", "# --cluster-cidr", "# default", "- 10.1.0.0/16\n", "# token: '[redacted]'"} {
+		if !strings.Contains(out, want) {
+			t.Errorf("%q is missing in\n%s", want, out)
+		}
+	}
+	if strings.Contains(out, "hunter2") {
+		t.Errorf("the token is shown:\n%s", out)
+	}
+	settings, err := configfile.Parse("shown", []byte(out))
+	if err != nil {
+		t.Fatalf("%v in\n%s", err, out)
+	}
+	again, want := config.Default(), config.Default()
+	if _, err := config.Resolve(&again, settings); err != nil {
+		t.Fatal(err)
+	}
+	original, _ := configfile.Read(path, "")
+	config.Apply(&want, append(original, config.Setting{Name: "cluster-cidr", Values: []string{"10.1.0.0/16,fd00::/56"}}))
+	want.Token = ""
+	if !reflect.DeepEqual(again, want) {
+		t.Errorf("shown settings read back as\n%+v\nwant\n%+v", again, want)
+	}
+}
+
+func TestConfigShowJSON(t *testing.T) {
+	path := writeFile(t, "v: 3\n")
+	out, err := runConfig(t, "show", "-c", path, "-o", "json", "--origin")
+	var got map[string]struct {
+		Value  any
+		Origin string
+	}
+	if err != nil || json.Unmarshal([]byte(out), &got) != nil {
+		t.Fatalf("%v in %s", err, out)
+	}
+	if got["v"].Value != 3.0 || got["v"].Origin != path+":1" || got["debug"].Origin != "default" {
+		t.Errorf("v %v, debug %v", got["v"], got["debug"])
+	}
+}
+
+func TestConfigSourcesByStrength(t *testing.T) {
+	path := writeFile(t, "node-name: file\n")
+	dropin := filepath.Join(path+".d", "a.yaml")
+	os.Mkdir(path+".d", 0o755)
+	args := []string{"--config", path}
+	environ := []string{}
+	steps := []struct{ want, origin string }{
+		{"file", path + ":1"}, {"dropin", dropin + ":1"}, {"k3s", "$K3S_NODE_NAME"}, {"podo", "$PODO_NODE_NAME"}, {"flag", "--node-name"},
+	}
+	for i, s := range steps {
+		switch i {
+		case 1:
+			os.WriteFile(dropin, []byte("node-name: dropin\n"), 0o600)
+		case 2:
+			environ = append(environ, "K3S_NODE_NAME=k3s")
+		case 3:
+			environ = append(environ, "PODO_NODE_NAME=podo")
+		case 4:
+			args = append(args, "--node-name=flag")
+		}
+		typed := []config.Setting{}
+		for _, f := range []string{"config", "node-name"} {
+			for j, a := range args {
+				if a == "--"+f {
+					typed = append(typed, config.Setting{Name: f, Values: []string{args[j+1]}, Origin: "--" + f})
+				} else if v, ok := strings.CutPrefix(a, "--"+f+"="); ok {
+					typed = append(typed, config.Setting{Name: f, Values: []string{v}, Origin: "--" + f})
+				}
+			}
+		}
+		cfg, origins, err := resolveServer(environ, typed)
+		if err != nil || cfg.Name != s.want || origins["node-name"] != s.origin {
+			t.Errorf("step %d: %q from %q, %v; want %q from %q", i, cfg.Name, origins["node-name"], err, s.want, s.origin)
+		}
+	}
+}
+
+func TestConfigMistakesExit2(t *testing.T) {
+	bad := writeFile(t, "clutser-cidr: x\nnode-ip: y\n")
+	for name, tt := range map[string]struct {
+		args []string
+		want string
+	}{
+		"unknown flag":   {[]string{"show", "--clustr-cidr", "x"}, "did you mean --cluster-cidr?"},
+		"flag of a verb": {[]string{"show", "--orgin"}, "unknown flag --orgin"},
+		"missing value":  {[]string{"show", "--token"}, "--token: needs a value"},
+		"bad value":      {[]string{"show", "--v", "x"}, "-v: \"x\" is not a whole number"},
+		"argument":       {[]string{"show", "x"}, `unexpected argument "x"`},
+		"missing file":   {[]string{"show", "-c", "/nonexistent/config.yaml"}, "-c: stat /nonexistent/config.yaml"},
+		"format":         {[]string{"show", "-o", "xml"}, `"xml" is neither yaml nor json`},
+		"validate":       {[]string{"validate", bad}, bad + `:1: unknown setting "clutser-cidr"; did you mean cluster-cidr?`},
+		"every mistake":  {[]string{"validate", bad}, bad + ":2: node-ip:"},
+		"token file":     {[]string{"validate", "--token-file", "/nonexistent"}, "--token-file: open /nonexistent"},
+	} {
+		out, err := runConfig(t, tt.args...)
+		var exit interface{ ExitCode() int }
+		if err == nil || !strings.Contains(err.Error(), tt.want) || !errors.As(err, &exit) || exit.ExitCode() != 2 {
+			t.Errorf("%s: %v (%s); want %q and exit code 2", name, err, out, tt.want)
+		}
+	}
+}
+
+func TestConfigValidateAccepts(t *testing.T) {
+	path := writeFile(t, "debug: true\nv: 3\n")
+	if out, err := runConfig(t, "validate", path); err != nil || out != path+": no mistakes in 2 settings\n" {
+		t.Errorf("%q, %v", out, err)
+	}
+}
+
+func TestFlagsRepeat(t *testing.T) {
+	path := writeFile(t, "node-label: [from=file]\n")
+	out, err := runConfig(t, "show", "-c", path, "--node-label", "a=1", "--node-label=b=2", "--data-dir", "/a", "-d", "/b", "--debug", "-v", "3")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, want := range []string{"node-label:\n    - a=1\n    - b=2\n", "data-dir: /b\n", "debug: true\n", "v: 3\n"} {
+		if !strings.Contains(out, want) {
+			t.Errorf("%q is missing in\n%s", want, out)
+		}
+	}
+}
+
+func TestTokenFile(t *testing.T) {
+	path := writeFile(t, "  s3cret\n")
+	cfg, origins, err := resolveServer(nil, []config.Setting{{Name: "token-file", Values: []string{path}, Origin: "--token-file"}})
+	if err != nil || cfg.Token != "s3cret" || origins["token"] != "" {
+		t.Errorf("token %q from %q, %v", string(cfg.Token), origins["token"], err)
+	}
+	for _, text := range []string{"", "\n", "two words"} {
+		path := writeFile(t, text)
+		if _, _, err := resolveServer(nil, []config.Setting{{Name: "token-file", Values: []string{path}, Origin: "--token-file"}}); err == nil {
+			t.Errorf("a file that holds %q passes for a token", text)
+		}
+	}
+}
+
+func TestHelpListsEverySetting(t *testing.T) {
+	out, err := runConfig(t, "show", "--help")
+	if err != nil {
+		t.Fatal(err)
+	}
+	cfg := config.Default()
+	for _, f := range config.Fields(&cfg) {
+		if !strings.Contains(out, dashed(f.Name)) {
+			t.Errorf("%s is missing in\n%s", dashed(f.Name), out)
+		}
+	}
+	for line := range strings.Lines(out) {
+		if len(line) > 101 {
+			t.Errorf("%d columns: %s", len(line), line)
+		}
+	}
+}
+
+func TestIsJournal(t *testing.T) {
+	f, err := os.Open(writeFile(t, ""))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	var st syscall.Stat_t
+	if err := syscall.Fstat(int(f.Fd()), &st); err != nil {
+		t.Fatal(err)
+	}
+	same := fmt.Sprintf("%d:%d", st.Dev, st.Ino)
+	for announced, want := range map[string]bool{"": false, "1:2": false, same: true} {
+		if got := isJournal(f, announced); got != want {
+			t.Errorf("isJournal(%q) = %v, want %v", announced, got, want)
+		}
+	}
+}

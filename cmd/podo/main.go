@@ -1,0 +1,84 @@
+// Command podo is Kubernetes in one file: server, agent and tools.
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/signal"
+	"syscall"
+
+	"github.com/urfave/cli/v2"
+)
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	err := newApp().RunContext(ctx, os.Args)
+	stop()
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "podo:", err)
+	}
+	os.Exit(exitCode(err))
+}
+
+// exitCode is 0 for done, 1 for failed, and what the error says otherwise: 2 if it
+// asked for something that can never be.
+func exitCode(err error) int {
+	var coded interface{ ExitCode() int }
+	switch {
+	case err == nil:
+		return 0
+	case errors.As(err, &coded):
+		return coded.ExitCode()
+	}
+	return 1
+}
+
+func newApp() *cli.App {
+	return &cli.App{
+		Name:  "podo",
+		Usage: "Kubernetes in one file",
+		Description: `podo server is a whole cluster in one process: API server, scheduler, controllers,
+datastore, kubelet and proxy, with a container engine beside them.
+
+Start here:
+  sudo podo server            run a cluster on this machine
+  sudo podo kubectl get nodes look at it
+  podo status                 what runs, what waits, and for what`,
+		Commands: []*cli.Command{
+			serverCommand(),
+			statusCommand(),
+			//kubectlCommand(),
+			//crictlCommand(),
+			//ctrCommand(),
+			checkCommand(),
+			configCommand(),
+			//kubeconfigCommand(),
+			//killCommand(),
+			//uninstallCommand(),
+			//completionCommand(),
+			//versionCommand(),
+		},
+		HideVersion:            true,
+		OnUsageError:           flagProblem,
+		ExitErrHandler:         func(*cli.Context, error) {}, // main prints and exits
+		CommandNotFound:        nil,
+		Suggest:                true,
+		UseShortOptionHandling: false,
+		Action: func(c *cli.Context) error {
+			if c.Args().Present() {
+				return unknownCommand(c)
+			}
+			return cli.ShowAppHelp(c)
+		},
+	}
+}
+
+func unknownCommand(c *cli.Context) error {
+	name := c.Args().First()
+	if near := cli.SuggestCommand(c.App.Commands, name); near != "" {
+		return usagef("unknown command %q; did you mean %q?", name, near)
+	}
+	return usagef("unknown command %q; podo help lists them", name)
+}

@@ -1,0 +1,224 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"runtime"
+	"runtime/debug"
+	"time"
+
+	"github.com/urfave/cli/v2"
+	"k8s.io/client-go/kubernetes"
+
+	"github.com/podo-dev/podo/manifests"
+	"github.com/podo-dev/podo/pkg/agent"
+	"github.com/podo-dev/podo/pkg/config"
+	"github.com/podo-dev/podo/pkg/datadir"
+	"github.com/podo-dev/podo/pkg/gate"
+	"github.com/podo-dev/podo/pkg/host"
+	"github.com/podo-dev/podo/pkg/kube"
+	"github.com/podo-dev/podo/pkg/kubeconfig"
+	"github.com/podo-dev/podo/pkg/lifecycle"
+	"github.com/podo-dev/podo/pkg/paths"
+	"github.com/podo-dev/podo/pkg/payload"
+	"github.com/podo-dev/podo/pkg/plan"
+	"github.com/podo-dev/podo/pkg/server"
+	"github.com/podo-dev/podo/pkg/status"
+	"github.com/podo-dev/podo/pkg/version"
+)
+
+func serverCommand() *cli.Command {
+	cfg, typed := config.Default(), []config.Setting(nil)
+	flags := settingFlags(&cfg, &typed)
+	return &cli.Command{
+		Name:  "server",
+		Usage: "run a cluster: control plane, and by default a node",
+		Description: `Runs until it is told to stop. Pods outlive it: stopping, killing or upgrading podo
+leaves them running, and the next start takes them over. To stop them too, use
+podo kill; to remove every trace, podo uninstall.
+
+Examples:
+  podo server
+  podo server --write-kubeconfig-mode 644 --tls-san cluster.example.org
+  podo server --cluster-cidr 10.52.0.0/16 --service-cidr 10.53.0.0/16
+  podo server --kubelet-arg max-pods=250 --feature-gates InPlacePodVerticalScaling=true`,
+		CustomHelpTemplate: settingsHelp(flags),
+		Flags:              flags,
+		OnUsageError:       flagProblem,
+		Action: func(c *cli.Context) error {
+			notify := takeNotifier()
+			cfg, _, err := loadServer(c, typed)
+			if err != nil {
+				return err
+			}
+			if os.Geteuid() != 0 {
+				return errors.New("server: must be run as root, since it mounts, routes and starts containers; try: sudo podo server")
+			}
+			log, closer, err := openLog(cfg.Logging)
+			if err != nil {
+				return fmt.Errorf("log: %w", err)
+			}
+			defer closer.Close()
+			return runServer(c.Context, cfg, log, notify)
+		},
+	}
+}
+
+// runServer takes a server from its settings to its end.
+func runServer(ctx context.Context, cfg config.Server, log *slog.Logger, notify notifier) error {
+	began := time.Now()
+	quickStart()
+	exe, err := os.Executable()
+	if err != nil {
+		return err
+	}
+	where := paths.New(cfg.DataDir)
+	release, err := datadir.Claim(where)
+	if errors.Is(err, datadir.ErrNewer) {
+		return usageError{err}
+	}
+	if err != nil {
+		return err
+	}
+	defer release()
+
+	settings := host.SettingsOf(cfg)
+	facts, err := host.Discover(ctx, host.Options{DataDir: cfg.DataDir, Ports: settings.Ports})
+	if err != nil {
+		return err
+	}
+	if err := ready(ctx, facts, settings, log); err != nil {
+		return err
+	}
+	p, err := plan.New(cfg, facts, os.Environ())
+	if err != nil {
+		return usageError{err}
+	}
+	// kube-proxy, the CNI plugins and we ourselves call nft, which is in the payload.
+	if err := os.Setenv("PATH", where.Bin()+":"+os.Getenv("PATH")); err != nil {
+		return err
+	}
+	stopping, err := kube.Prepare(p.Gates, os.Exit)
+	if err != nil {
+		return usageError{err}
+	}
+	context.AfterFunc(ctx, stopping)
+
+	g, doors := lifecycle.NewGroup(log), gate.New()
+	srv, err := server.Build(g, *p.Server, server.Deps{
+		Gate: doors, Manifests: manifests.FS, Values: func() (map[string]string, error) { return imageValues(exe) }, Log: log,
+	})
+	if err != nil {
+		return usageError{err}
+	}
+	nodeName := ""
+	if p.Node != nil {
+		nodeName = p.Node.Name
+		err := agent.Build(g, *p.Node, agent.Deps{Gate: doors, Exe: exe, Trust: srv.Trust, API: srv.API.Begun(), Log: log})
+		if err != nil {
+			return usageError{err}
+		}
+	}
+	report := reporter{began: began, dataDir: cfg.DataDir, node: nodeName, group: g, server: srv, plan: *p.Server}
+	g.Add(status.Serve(where.Socket("podo"), report.report, log))
+	g.Observe = progress(os.Stderr, began, cfg, p, notify)
+	return g.Run(ctx)
+}
+
+// ready makes the machine fit for a node, says what was changed, and returns what
+// still stands in the way.
+func ready(ctx context.Context, facts host.Facts, settings host.Settings, log *slog.Logger) error {
+	if err := host.Err(host.Checks(facts, settings)); err != nil {
+		return err
+	}
+	_, findings := host.Prepare(ctx, facts, settings, log)
+	for _, f := range findings {
+		if f.Level == host.Warn {
+			log.Warn(f.Detail, "check", f.Name, "remedy", f.Remedy)
+		}
+	}
+	return host.Err(findings)
+}
+
+// quickStart lets memory grow while podo starts, since half the start would be
+// spent collecting garbage, and hands it back afterwards. GOGC says otherwise.
+func quickStart() {
+	if os.Getenv("GOGC") != "" {
+		return
+	}
+	debug.SetGCPercent(400)
+	time.AfterFunc(15*time.Second, func() {
+		debug.SetGCPercent(40)
+		runtime.GC()
+		debug.FreeOSMemory()
+	})
+}
+
+// imageValues names the images of the payload in manifests.
+func imageValues(exe string) (map[string]string, error) {
+	parts, err := payload.Components(exe)
+	if err != nil {
+		return nil, err
+	}
+	for _, c := range parts {
+		if c.Name == "images/coredns.tar" {
+			return map[string]string{"COREDNS_IMAGE": "podo.local/coredns:" + c.Version}, nil
+		}
+	}
+	return nil, errors.New("the payload holds no CoreDNS image")
+}
+
+// reporter answers podo status.
+type reporter struct {
+	began   time.Time
+	dataDir string
+	node    string
+	group   *lifecycle.Group
+	server  server.Server
+	plan    plan.Server
+}
+
+func (r reporter) report(ctx context.Context) status.Report {
+	ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
+	defer cancel()
+	out := status.Report{
+		Version: version.Podo(), Kubernetes: version.Kubernetes(), PID: os.Getpid(), Since: r.began,
+		DataDir: r.dataDir, Components: r.group.Status(),
+		API:       &status.API{Address: r.plan.API},
+		Datastore: &status.Datastore{Kind: "SQLite"},
+	}
+	if bytes, latency, err := r.server.Store.Health(ctx); err != nil {
+		out.Datastore.Error = err.Error()
+	} else {
+		out.Datastore.Healthy, out.Datastore.Bytes, out.Datastore.LatencySeconds = true, bytes, latency.Seconds()
+	}
+	if err := server.Healthy(ctx, r.plan); err != nil {
+		out.API.Error = err.Error()
+	} else {
+		out.API.Healthy = true
+	}
+	if r.node != "" {
+		out.Node = &status.Node{Name: r.node}
+		if err := r.condition(ctx); err != nil {
+			out.Node.Reason = err.Error()
+		} else {
+			out.Node.Ready = true
+		}
+	}
+	return out
+}
+
+func (r reporter) condition(ctx context.Context) error {
+	rc, err := kubeconfig.Client(r.plan.Paths.ServerKubeconfig("podo"), nil)
+	if err != nil {
+		return err
+	}
+	client, err := kubernetes.NewForConfig(rc)
+	if err != nil {
+		return err
+	}
+	return agent.Condition(ctx, client, r.node)
+}

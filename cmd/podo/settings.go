@@ -1,0 +1,104 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"slices"
+	"strings"
+	"syscall"
+
+	"github.com/urfave/cli/v2"
+
+	"github.com/podo-dev/podo/pkg/config"
+	"github.com/podo-dev/podo/pkg/configfile"
+	"github.com/podo-dev/podo/pkg/logging"
+)
+
+// loadServer works out what a server was asked for. Weakest first: defaults, the
+// configuration file, its drop-ins, K3S_ variables, PODO_ variables, flags. Every
+// mistake in any of them is in the error, with the place it was made.
+func loadServer(c *cli.Context, typed []config.Setting) (config.Server, config.Origins, error) {
+	if c.Args().Present() {
+		return config.Server{}, nil, usagef("unexpected argument %q; a switch takes its value as --name=false, and everything else is a flag", c.Args().First())
+	}
+	return resolveServer(os.Environ(), typed)
+}
+
+func resolveServer(environ []string, typed []config.Setting) (config.Server, config.Origins, error) {
+	strong, errEnv := config.FromEnv(environ, testVariables())
+	weak := config.FromK3sEnv(environ)
+	cfg := config.Default()
+
+	file, named := cfg.Logging.Config, ""
+	for _, s := range slices.Concat(weak, strong, typed) {
+		if s.Name == "config" {
+			file, named = s.Values[0], s.Origin
+		}
+	}
+	fromFile, errFile := configfile.Read(file, named)
+
+	origins, errSettings := config.Resolve(&cfg, slices.Concat(fromFile, weak, strong, typed))
+	if err := errors.Join(errFile, errEnv, errSettings, readToken(&cfg, origins)); err != nil {
+		return cfg, origins, usageError{err}
+	}
+	return cfg, origins, nil
+}
+
+// readToken puts the token that --token-file names where --token would have put it.
+func readToken(cfg *config.Server, origins config.Origins) error {
+	const setting = "token-file"
+	if cfg.TokenFile == "" || cfg.Token != "" {
+		return nil
+	}
+	text, err := os.ReadFile(cfg.TokenFile)
+	if err != nil {
+		return config.Mistake{Setting: setting, Origin: origins[setting], Err: err}
+	}
+	token := strings.TrimSpace(string(text))
+	if len(strings.Fields(token)) != 1 {
+		return config.Mistake{Setting: setting, Origin: origins[setting],
+			Err: fmt.Errorf("%s does not hold one token; write the token into it, and nothing else", cfg.TokenFile)}
+	}
+	cfg.Token = config.Secret(token)
+	return nil
+}
+
+// testVariables steer the tests of podo itself and are no settings.
+func testVariables() []string {
+	return []string{"PODO_E2E", "PODO_E2E_KEEP", "PODO_E2E_RUN", "PODO_BENCH", "PODO_TEST_SCRIPT"}
+}
+
+// openLog makes the logger that the settings ask for, and sends to it what Kubernetes
+// and the libraries in this process write.
+func openLog(l config.Logging) (*slog.Logger, io.Closer, error) {
+	log, closer, err := logging.Open(os.Stderr, logging.Options{
+		Debug:    l.Debug,
+		Terminal: isTerminal(os.Stderr),
+		Colour:   wantsColour(os.Stderr),
+		Journal:  isJournal(os.Stderr, os.Getenv("JOURNAL_STREAM")),
+		File:     l.File,
+		Also:     l.AlsoLogToStderr,
+	})
+	if err != nil {
+		return nil, nil, fmt.Errorf("log: %w", err)
+	}
+	if err := logging.Adopt(log, l.Verbosity, l.VModule); err != nil {
+		closer.Close()
+		return nil, nil, usageError{err}
+	}
+	return log, closer, nil
+}
+
+// isJournal reports whether f is the stream that systemd announced in JOURNAL_STREAM.
+// The variable is inherited further than the stream, so its numbers are compared.
+func isJournal(f *os.File, announced string) bool {
+	info, err := f.Stat()
+	if announced == "" || err != nil {
+		return false
+	}
+	st, ok := info.Sys().(*syscall.Stat_t)
+	return ok && announced == fmt.Sprintf("%d:%d", st.Dev, st.Ino)
+}

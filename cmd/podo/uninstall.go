@@ -1,0 +1,126 @@
+package main
+
+import (
+	"bufio"
+	"fmt"
+	"os"
+	"os/user"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/urfave/cli/v2"
+
+	"github.com/podo-dev/podo/pkg/paths"
+	"github.com/podo-dev/podo/pkg/reset"
+)
+
+func uninstallCommand() *cli.Command {
+	return &cli.Command{
+		Name:  "uninstall",
+		Usage: "remove podo, its pods and its data from this machine",
+		Description: `Stops podo and its pods as "podo kill" does, then removes every file podo made:
+its data with all volumes, /etc/podo, the kubelet's folder, pods' logs, the service,
+its context in your kubeconfig, and podo itself if it was installed in a folder
+for programs. Then it looks for anything that is left, lists it, and exits with 1
+if there is something. Disks that you mounted into podo's folders are left alone.
+
+Examples:
+  podo uninstall                 asks before it begins
+  podo uninstall --yes           for scripts
+  podo uninstall --keep-data     keep the data directory and /etc/podo
+  podo uninstall --verify        remove nothing, list what is there`,
+		Flags: []cli.Flag{
+			&cli.BoolFlag{Name: "yes", Aliases: []string{"y"}, Usage: "do not ask"},
+			&cli.BoolFlag{Name: "keep-data", Usage: "keep the data directory and /etc/podo"},
+			&cli.BoolFlag{Name: "verify", Usage: "only list what there is of podo on this machine"},
+			dataDirFlag(),
+		},
+		OnUsageError: flagProblem,
+		Action: func(c *cli.Context) error {
+			if err := noArgs(c); err != nil {
+				return err
+			}
+			if err := needsRoot(c); err != nil {
+				return err
+			}
+			told := newSteps(c.App.Writer, time.Now(), wantsColour(c.App.Writer))
+			o := reset.Options{
+				Paths:       paths.New(dataDir(c)),
+				KeepData:    c.Bool("keep-data"),
+				Kubeconfigs: userKubeconfigs(),
+				Tell:        func(words string) { told.Done(words, words) },
+			}
+			o.Executable, _ = os.Executable()
+			if c.Bool("verify") {
+				return verifyGone(c, o)
+			}
+			if err := confirm(c, o); err != nil {
+				return err
+			}
+			if err := reset.Uninstall(c.Context, o); err != nil {
+				fmt.Fprintf(c.App.ErrWriter, "podo: uninstall: %v\n", err)
+			}
+			return verifyGone(c, o)
+		},
+	}
+}
+
+// verifyGone fails with a list if there is any trace of podo.
+func verifyGone(c *cli.Context, o reset.Options) error {
+	left, err := reset.Verify(o)
+	if err != nil {
+		return fmt.Errorf("verify: %w", err)
+	}
+	if len(left) == 0 {
+		_, err := fmt.Fprintln(c.App.Writer, choose(o.KeepData, "nothing but its data is left of podo", "nothing is left of podo"))
+		return err
+	}
+	for _, l := range left {
+		fmt.Fprintf(c.App.Writer, "  left: %s\n", l)
+	}
+	return fmt.Errorf("podo is not gone: %d things are left", len(left))
+}
+
+func confirm(c *cli.Context, o reset.Options) error {
+	switch {
+	case c.Bool("yes"):
+		return nil
+	case !isTerminal(os.Stdin):
+		return usagef("podo uninstall: nobody is there to confirm; add --yes to remove podo and its data")
+	}
+	what := o.Paths.Data + " and " + o.Paths.Etc
+	fmt.Fprintf(c.App.Writer, "This stops podo and all of its pods, and removes them from this machine%s.\nGo on? [y/N] ",
+		choose(o.KeepData, "; "+what+" are kept", " with all data in "+what))
+	answer, _ := bufio.NewReader(os.Stdin).ReadString('\n')
+	if a := strings.ToLower(strings.TrimSpace(answer)); a != "y" && a != "yes" {
+		return fmt.Errorf("uninstall: not confirmed, nothing was done")
+	}
+	return nil
+}
+
+// userKubeconfigs are the kubeconfigs of whoever may have run podo here: this user,
+// and the one that called sudo.
+func userKubeconfigs() []string {
+	var homes []string
+	if h, err := os.UserHomeDir(); err == nil {
+		homes = append(homes, h)
+	}
+	if u, err := user.Current(); err == nil {
+		homes = append(homes, u.HomeDir)
+	}
+	if name := os.Getenv("SUDO_USER"); name != "" {
+		if u, err := user.Lookup(name); err == nil {
+			homes = append(homes, u.HomeDir)
+		}
+	}
+	slices.Sort(homes)
+	var out []string
+	for _, h := range slices.Compact(homes) {
+		if filepath.IsAbs(h) {
+			out = append(out, filepath.Join(h, ".kube", "config"))
+		}
+	}
+	return out
+}

@@ -1,0 +1,64 @@
+package agent
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/kubernetes"
+
+	"github.com/podo-dev/podo/pkg/gate"
+	"github.com/podo-dev/podo/pkg/kubeconfig"
+	"github.com/podo-dev/podo/pkg/lifecycle"
+	"github.com/podo-dev/podo/pkg/plan"
+)
+
+// Ready is a component that is ready once the cluster says that this node is. A
+// node object that is left over from before a restart still says so, which is why
+// the node's lease must have been renewed by this process first.
+func Ready(p plan.Node, g *gate.Gate) lifecycle.Component {
+	return lifecycle.Task("node", func(ctx context.Context) error {
+		began := time.Now()
+		rc, err := kubeconfig.Client(p.Paths.AgentKubeconfig("kubelet"), g.Dial)
+		if err != nil {
+			return err
+		}
+		client, err := kubernetes.NewForConfig(rc)
+		if err != nil {
+			return err
+		}
+		for !fresh(ctx, client, p.Name, began) || Condition(ctx, client, p.Name) != nil {
+			select {
+			case <-ctx.Done():
+				return nil
+			case <-time.After(50 * time.Millisecond):
+			}
+		}
+		return nil
+	})
+}
+
+func fresh(ctx context.Context, client kubernetes.Interface, name string, since time.Time) bool {
+	lease, err := client.CoordinationV1().Leases(corev1.NamespaceNodeLease).Get(ctx, name, metav1.GetOptions{})
+	return err == nil && lease.Spec.RenewTime != nil && !lease.Spec.RenewTime.Time.Before(since.Add(-time.Second))
+}
+
+// Condition asks the cluster about a node and returns nil if it is Ready, or why
+// it is not.
+func Condition(ctx context.Context, client kubernetes.Interface, name string) error {
+	node, err := client.CoreV1().Nodes().Get(ctx, name, metav1.GetOptions{})
+	if err != nil {
+		return err
+	}
+	for _, c := range node.Status.Conditions {
+		if c.Type == corev1.NodeReady {
+			if c.Status == corev1.ConditionTrue {
+				return nil
+			}
+			return fmt.Errorf("%s: %s", c.Reason, c.Message)
+		}
+	}
+	return fmt.Errorf("node %s has not reported yet", name)
+}

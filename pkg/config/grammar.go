@@ -1,0 +1,144 @@
+package config
+
+import (
+	"fmt"
+	"net/netip"
+	"strings"
+)
+
+const (
+	small   = "abcdefghijklmnopqrstuvwxyz"
+	letters = small + "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+	digits  = "0123456789"
+
+	keyRule   = "must be letters, digits, -, _ and . with a letter or digit at both ends, 63 at most, after an optional domain and slash"
+	valueRule = "must be letters, digits, -, _ and . with a letter or digit at both ends, 63 at most, or empty"
+)
+
+// word reports whether s consists of ends and inner characters, begins and ends
+// with one of ends, and has 1 to most characters.
+func word(s, ends, inner string, most int) bool {
+	if s == "" || len(s) > most {
+		return false
+	}
+	return strings.Trim(s, ends+inner) == "" &&
+		strings.ContainsRune(ends, rune(s[0])) && strings.ContainsRune(ends, rune(s[len(s)-1]))
+}
+
+// subdomain is RFC 1123's, as Kubernetes names objects.
+func subdomain(s string) bool {
+	if len(s) > 253 {
+		return false
+	}
+	for part := range strings.SplitSeq(s, ".") {
+		if !word(part, small+digits, "-", 63) {
+			return false
+		}
+	}
+	return true
+}
+
+// qualified is a key of a label or taint: NAME or DOMAIN/NAME.
+func qualified(key string) bool {
+	domain, name, ok := strings.Cut(key, "/")
+	if !ok {
+		domain, name = "example", key
+	}
+	return subdomain(domain) && word(name, letters+digits, "-_.", 63)
+}
+
+func labelValue(s string) bool { return s == "" || word(s, letters+digits, "-_.", 63) }
+
+// selfSet reports whether a node may give itself a label. Of those in Kubernetes'
+// own domains the kubelet accepts few, and refuses to start with another.
+func selfSet(key string) bool {
+	domain, _, ok := strings.Cut(key, "/")
+	within := func(of string) bool { return domain == of || strings.HasSuffix(domain, "."+of) }
+	if !ok || !within("kubernetes.io") && !within("k8s.io") {
+		return true
+	}
+	switch key {
+	case "kubernetes.io/hostname", "kubernetes.io/os", "kubernetes.io/arch",
+		"topology.kubernetes.io/zone", "topology.kubernetes.io/region",
+		"failure-domain.beta.kubernetes.io/zone", "failure-domain.beta.kubernetes.io/region",
+		"beta.kubernetes.io/instance-type", "beta.kubernetes.io/os", "beta.kubernetes.io/arch":
+		return true
+	}
+	return within("kubelet.kubernetes.io") || within("node.kubernetes.io")
+}
+
+func family(a netip.Addr) string {
+	if a.Is4() {
+		return "IPv4"
+	}
+	return "IPv6"
+}
+
+// twiceOfOneFamily names the IP family that list has more than one of.
+func twiceOfOneFamily[T any](list []T, addr func(T) netip.Addr) string {
+	seen := map[string]bool{}
+	for _, x := range list {
+		f := family(addr(x))
+		if seen[f] {
+			return f
+		}
+		seen[f] = true
+	}
+	return ""
+}
+
+func self(a netip.Addr) netip.Addr { return a }
+
+// unreachable says what kind of address a is if others cannot reach it.
+func unreachable(a netip.Addr) string {
+	switch {
+	case a.IsUnspecified():
+		return "the unspecified address"
+	case a.IsLoopback():
+		return "a loopback address"
+	case a.IsMulticast():
+		return "a multicast address"
+	case a.IsLinkLocalUnicast():
+		return "a link-local address"
+	case a == netip.AddrFrom4([4]byte{255, 255, 255, 255}):
+		return "the broadcast address"
+	}
+	return ""
+}
+
+type use struct {
+	prefix netip.Prefix
+	use    string
+}
+
+// reserved are ranges that no cluster can use.
+func reserved() []use {
+	return []use{
+		{netip.MustParsePrefix("0.0.0.0/8"), "unspecified addresses"},
+		{netip.MustParsePrefix("127.0.0.0/8"), "loopback"},
+		{netip.MustParsePrefix("169.254.0.0/16"), "link-local addresses"},
+		{netip.MustParsePrefix("224.0.0.0/4"), "multicast"},
+		{netip.MustParsePrefix("255.255.255.255/32"), "broadcast"},
+		{netip.MustParsePrefix("::/127"), "loopback"},
+		{netip.MustParsePrefix("fe80::/10"), "link-local addresses"},
+		{netip.MustParsePrefix("ff00::/8"), "multicast"},
+	}
+}
+
+// last is the highest address of p.
+func last(p netip.Prefix) netip.Addr {
+	b := p.Addr().AsSlice()
+	for i := p.Bits(); i < len(b)*8; i++ {
+		b[i/8] |= 1 << (7 - i%8)
+	}
+	a, _ := netip.AddrFromSlice(b)
+	return a
+}
+
+func join[T fmt.Stringer](list []T) string {
+	var out []string
+	for _, x := range list {
+		out = append(out, x.String())
+	}
+	return strings.Join(out, ",")
+}

@@ -1,0 +1,167 @@
+// Package flannel is this node's end of the pod network.
+//
+// It writes the CNI network list for the addresses that the cluster gave the
+// node, masquerades what pods send to the outside, and runs flannel's backend,
+// which carries traffic to the pods of other nodes. What it programmes stays in
+// the kernel when it stops, so pods keep their network while podo restarts.
+package flannel
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/netip"
+	"os"
+	"slices"
+	"sync"
+
+	"github.com/flannel-io/flannel/pkg/backend"
+	_ "github.com/flannel-io/flannel/pkg/backend/hostgw"
+	_ "github.com/flannel-io/flannel/pkg/backend/vxlan"
+	_ "github.com/flannel-io/flannel/pkg/backend/wireguard"
+	"github.com/flannel-io/flannel/pkg/subnet/kube"
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/fields"
+	"k8s.io/apimachinery/pkg/watch"
+	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/tools/cache"
+	watchtools "k8s.io/client-go/tools/watch"
+
+	"github.com/podo-dev/podo/pkg/atomicfile"
+	"github.com/podo-dev/podo/pkg/kubeconfig"
+	"github.com/podo-dev/podo/pkg/plan"
+)
+
+// Overlay is one node's end of the pod network.
+type Overlay struct {
+	plan plan.Network
+	dial kubeconfig.Dial
+	log  *slog.Logger
+}
+
+// New returns the overlay. Clients dial through dial.
+func New(p plan.Network, dial kubeconfig.Dial, log *slog.Logger) *Overlay {
+	return &Overlay{plan: p, dial: dial, log: log}
+}
+
+// Name is the component's name.
+func (o *Overlay) Name() string { return "flannel" }
+
+// Run is ready once pods can be given addresses.
+func (o *Overlay) Run(ctx context.Context, ready func()) error {
+	if err := masquerade(ctx, o.plan); err != nil {
+		return err
+	}
+	cidrs, err := o.podCIDRs(ctx)
+	if err != nil {
+		return ignoreStop(ctx, err)
+	}
+	text, err := Conflist(o.plan, cidrs)
+	if err != nil {
+		return err
+	}
+	if err := os.MkdirAll(o.plan.Paths.CNIConfig(), 0o755); err != nil {
+		return err
+	}
+	if _, err := atomicfile.WriteIfChanged(conflistFile(o.plan.Paths), text, 0o644); err != nil {
+		return err
+	}
+	ready()
+	return ignoreStop(ctx, o.carry(ctx))
+}
+
+// podCIDRs waits until the cluster has given this node addresses for its pods.
+func (o *Overlay) podCIDRs(ctx context.Context) ([]netip.Prefix, error) {
+	rc, err := kubeconfig.Client(o.plan.Paths.AgentKubeconfig("kubelet"), o.dial)
+	if err != nil {
+		return nil, err
+	}
+	client, err := kubernetes.NewForConfig(rc)
+	if err != nil {
+		return nil, err
+	}
+	only := fields.OneTermEqualSelector(metav1.ObjectNameField, o.plan.NodeName)
+	list := cache.NewListWatchFromClient(client.CoreV1().RESTClient(), "nodes", corev1.NamespaceAll, only)
+	event, err := watchtools.UntilWithSync(ctx, list, &corev1.Node{}, nil, func(e watch.Event) (bool, error) {
+		node, ok := e.Object.(*corev1.Node)
+		return ok && len(node.Spec.PodCIDRs) >= len(o.plan.PodCIDR), nil
+	})
+	if err != nil {
+		return nil, fmt.Errorf("wait for node %s to be given pod addresses: %w", o.plan.NodeName, err)
+	}
+	var out []netip.Prefix
+	for _, text := range event.Object.(*corev1.Node).Spec.PodCIDRs {
+		p, err := netip.ParsePrefix(text)
+		if err != nil {
+			return nil, fmt.Errorf("node %s: pod addresses: %w", o.plan.NodeName, err)
+		}
+		out = append(out, p)
+	}
+	return out, nil
+}
+
+// carry runs flannel's backend until ctx ends.
+func (o *Overlay) carry(ctx context.Context) error {
+	conf, err := netConf(o.plan)
+	if err != nil {
+		return err
+	}
+	if err := atomicfile.Write(netConfFile(o.plan.Paths), conf, 0o644); err != nil {
+		return err
+	}
+	// Flannel takes the node's name from nowhere else.
+	if err := os.Setenv("NODE_NAME", o.plan.NodeName); err != nil {
+		return err
+	}
+	subnets, err := kube.NewSubnetManager(ctx, "", o.plan.Paths.AgentKubeconfig("kubelet"),
+		"flannel.alpha.coreos.com", netConfFile(o.plan.Paths), false)
+	if err != nil {
+		return err
+	}
+	config, err := subnets.GetNetworkConfig(ctx)
+	if err != nil {
+		return err
+	}
+	iface, err := o.external()
+	if err != nil {
+		return err
+	}
+	b, err := backend.NewManager(ctx, subnets, iface).GetBackend(config.BackendType)
+	if err != nil {
+		return err
+	}
+	var rest sync.WaitGroup
+	network, err := b.RegisterNetwork(ctx, &rest, config)
+	if err != nil {
+		return fmt.Errorf("%s backend: %w; --flannel-backend names another", o.plan.Backend, err)
+	}
+	network.Run(ctx)
+	rest.Wait()
+	return nil
+}
+
+// external is the link that other nodes reach this one by.
+func (o *Overlay) external() (*backend.ExternalInterface, error) {
+	link, err := net.InterfaceByName(o.plan.Interface)
+	if err != nil {
+		return nil, fmt.Errorf("interface %q: %w; choose one with --flannel-iface", o.plan.Interface, err)
+	}
+	out := &backend.ExternalInterface{Iface: link, IfaceName: link.Name}
+	for _, ip := range slices.Backward(o.plan.IPs) {
+		if ip.Is4() {
+			out.IfaceAddr, out.ExtAddr = ip.AsSlice(), ip.AsSlice()
+		} else {
+			out.IfaceV6Addr, out.ExtV6Addr = ip.AsSlice(), ip.AsSlice()
+		}
+	}
+	return out, nil
+}
+
+func ignoreStop(ctx context.Context, err error) error {
+	if ctx.Err() != nil {
+		return nil
+	}
+	return err
+}

@@ -1,0 +1,54 @@
+// Package args builds the flags of an upstream component.
+//
+// A Set holds what podo decides. What a user passes through is laid over it, so
+// that every upstream flag can be set, but the few that would break the house
+// are refused by name, with the podo setting to use instead.
+package args
+
+import (
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+)
+
+// A Set is the flags of one component, by name without dashes.
+type Set map[string][]string
+
+// Flags renders the set as a sorted argument list. A name with several values
+// is repeated, in order.
+func (s Set) Flags() []string {
+	var out []string
+	for _, name := range slices.Sorted(maps.Keys(s)) {
+		for _, v := range s[name] {
+			out = append(out, "--"+name+"="+v)
+		}
+	}
+	return out
+}
+
+// Merge lays flags that a user wrote as NAME=VALUE over s and returns the result;
+// s is not changed. A name given more than once keeps all its values, as the
+// component would see them. Names in denied are refused; the value there says
+// what to do instead. All mistakes are returned together.
+func (s Set) Merge(theirs []string, denied map[string]string) (Set, error) {
+	out, given, errs := maps.Clone(s), map[string]bool{}, []error(nil)
+	for _, text := range theirs {
+		name, value, ok := strings.Cut(strings.TrimLeft(text, "-"), "=")
+		if !ok {
+			value = "true"
+		}
+		if remedy, no := denied[name]; no {
+			errs = append(errs, fmt.Errorf("%s: podo sets this itself; %s", name, remedy))
+			continue
+		}
+		if given[name] {
+			out[name] = append(out[name], value)
+		} else {
+			out[name] = []string{value}
+		}
+		given[name] = true
+	}
+	return out, errors.Join(errs...)
+}

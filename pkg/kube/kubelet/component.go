@@ -1,0 +1,153 @@
+// Package kubelet runs the kubelet in this process.
+//
+// It is configured by a typed KubeletConfiguration rather than flags wherever
+// both exist, and its clients dial through the gate, so that it does its local
+// start-up work while the API server starts. It is ready when its own health
+// endpoint answers. Pods are left running when it stops.
+package kubelet
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"strconv"
+	"time"
+
+	utilfeature "k8s.io/apiserver/pkg/util/feature"
+	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/rest"
+	"k8s.io/kubernetes/cmd/kubelet/app"
+	"k8s.io/kubernetes/cmd/kubelet/app/options"
+	upstream "k8s.io/kubernetes/pkg/kubelet"
+
+	"github.com/podo-dev/podo/pkg/gate"
+	"github.com/podo-dev/podo/pkg/kubeconfig"
+	"github.com/podo-dev/podo/pkg/paths"
+	"github.com/podo-dev/podo/pkg/plan"
+)
+
+// Kubelet is the node agent.
+type Kubelet struct {
+	plan   plan.Kubelet
+	server *options.KubeletServer
+	gate   *gate.Gate
+	log    *slog.Logger
+}
+
+// New checks the flags of p. Clients dial through g.
+func New(p plan.Kubelet, g *gate.Gate, log *slog.Logger) (*Kubelet, error) {
+	c, err := options.NewKubeletConfiguration()
+	if err != nil {
+		return nil, err
+	}
+	if err := configure(c, p); err != nil {
+		return nil, err
+	}
+	f := flags(p)
+	if err := parse(f, c, p.Args); err != nil {
+		return nil, err
+	}
+	s := &options.KubeletServer{KubeletFlags: *f, KubeletConfiguration: *c}
+	if err := options.ValidateKubeletServer(s); err != nil {
+		return nil, fmt.Errorf("kubelet-arg: %w", err)
+	}
+	return &Kubelet{plan: p, server: s, gate: g, log: log}, nil
+}
+
+// Name is the component's name.
+func (k *Kubelet) Name() string { return "kubelet" }
+
+// Run runs the kubelet until ctx ends. Upstream leaves goroutines behind when it
+// returns, so nothing may assume that its ports are free again.
+func (k *Kubelet) Run(ctx context.Context, ready func()) error {
+	for _, dir := range []string{k.plan.Paths.StaticPods(), paths.PodLogs} {
+		if err := os.MkdirAll(dir, 0o755); err != nil {
+			return err
+		}
+	}
+	// Upstream exits the process when it cannot listen; say why before it does.
+	for name, port := range map[string]int{"kubelet": int(k.server.Port), "kubelet health": int(k.server.HealthzPort)} {
+		if err := portFree(port); err != nil {
+			return fmt.Errorf("%s port: %w; is another kubelet running here?", name, err)
+		}
+	}
+	deps, err := app.UnsecuredDependencies(ctx, k.server, utilfeature.DefaultFeatureGate)
+	if err != nil {
+		return err
+	}
+	if err := k.connect(deps); err != nil {
+		return err
+	}
+	go waitHealthy(ctx, int(k.server.HealthzPort), ready)
+	return app.Run(ctx, k.server, deps, utilfeature.DefaultFeatureGate)
+}
+
+// connect makes the three clients that upstream would make from a kubeconfig.
+func (k *Kubelet) connect(deps *upstream.Dependencies) error {
+	base, err := kubeconfig.Client(k.plan.Paths.AgentKubeconfig("kubelet"), k.gate.Dial)
+	if err != nil {
+		return err
+	}
+	clientset := func(qps float32, burst int, timeout time.Duration) (*kubernetes.Clientset, error) {
+		c := rest.AddUserAgent(rest.CopyConfig(base), "kubelet")
+		c.QPS, c.Burst, c.Timeout = qps, burst, timeout
+		return kubernetes.NewForConfig(c)
+	}
+	cfg := k.server.KubeletConfiguration
+	main, err := clientset(float32(cfg.KubeAPIQPS), int(cfg.KubeAPIBurst), 0)
+	if err != nil {
+		return err
+	}
+	events, err := clientset(float32(cfg.EventRecordQPS), int(cfg.EventBurst), 0)
+	if err != nil {
+		return err
+	}
+	// Heartbeats must neither queue behind other requests nor wait for ever.
+	patience := min(cfg.NodeStatusUpdateFrequency.Duration, time.Duration(cfg.NodeLeaseDurationSeconds)*time.Second)
+	heartbeat, err := clientset(-1, 0, patience)
+	if err != nil {
+		return err
+	}
+	deps.KubeClient, deps.EventClient, deps.HeartbeatClient = main, events.CoreV1(), heartbeat
+	deps.OnHeartbeatFailure = func() {}
+	return nil
+}
+
+func portFree(port int) error {
+	if port <= 0 {
+		return nil
+	}
+	l, err := net.Listen("tcp", ":"+strconv.Itoa(port))
+	if err != nil {
+		return err
+	}
+	return l.Close()
+}
+
+// waitHealthy calls ready when the kubelet's health endpoint answers, or returns
+// when ctx ends.
+func waitHealthy(ctx context.Context, port int, ready func()) {
+	client := &http.Client{Timeout: time.Second}
+	url := "http://127.0.0.1:" + strconv.Itoa(port) + "/healthz"
+	for {
+		req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
+		if err != nil {
+			return
+		}
+		if res, err := client.Do(req); err == nil {
+			res.Body.Close()
+			if res.StatusCode == http.StatusOK {
+				ready()
+				return
+			}
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(20 * time.Millisecond):
+		}
+	}
+}

@@ -1,0 +1,67 @@
+package kubelet
+
+import (
+	"encoding/json"
+	"fmt"
+	"os"
+	"path/filepath"
+	"sort"
+
+	jsonpatch "gopkg.in/evanphx/json-patch.v4"
+	"k8s.io/kubelet/config/v1beta1"
+	config "k8s.io/kubernetes/pkg/kubelet/apis/config"
+	conversion "k8s.io/kubernetes/pkg/kubelet/apis/config/v1beta1"
+	"k8s.io/kubernetes/pkg/kubelet/kubeletconfig/configfiles"
+	utilfs "k8s.io/kubernetes/pkg/util/filesystem"
+)
+
+// mergeFiles lays KubeletConfiguration files over c: file, then the *.conf files
+// of dir in name order. Some settings exist only there, such as the graceful
+// shutdown periods. Either may be empty.
+func mergeFiles(c *config.KubeletConfiguration, file, dir string) error {
+	files := []string{}
+	if file != "" {
+		files = append(files, file)
+	}
+	if dir != "" {
+		dropIns, err := filepath.Glob(filepath.Join(dir, "*.conf"))
+		if err != nil {
+			return err
+		}
+		if _, err := os.Stat(dir); err != nil {
+			return err
+		}
+		sort.Strings(dropIns)
+		files = append(files, dropIns...)
+	}
+	if len(files) == 0 {
+		return nil
+	}
+	versioned := &v1beta1.KubeletConfiguration{}
+	if err := conversion.Convert_config_KubeletConfiguration_To_v1beta1_KubeletConfiguration(c, versioned, nil); err != nil {
+		return err
+	}
+	merged, err := json.Marshal(versioned)
+	if err != nil {
+		return err
+	}
+	for _, name := range files {
+		loader, err := configfiles.NewFsLoader(&utilfs.DefaultFs{}, name)
+		if err != nil {
+			return err
+		}
+		patch, _, err := loader.LoadIntoJSON()
+		if err != nil {
+			return fmt.Errorf("%s: %w", name, err)
+		}
+		if merged, err = jsonpatch.MergePatch(merged, patch); err != nil {
+			return fmt.Errorf("%s: %w", name, err)
+		}
+	}
+	result := &v1beta1.KubeletConfiguration{}
+	if err := json.Unmarshal(merged, result); err != nil {
+		return err
+	}
+	conversion.SetDefaults_KubeletConfiguration(result)
+	return conversion.Convert_v1beta1_KubeletConfiguration_To_config_KubeletConfiguration(result, c, nil)
+}

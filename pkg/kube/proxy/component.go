@@ -1,0 +1,193 @@
+// Package proxy runs kube-proxy in this process.
+//
+// Flags go through upstream's own options, so every flag means what its
+// documentation says. In nftables mode, the default, the proxy is assembled from
+// upstream's exported parts: with a client of our own, and without the clean-up
+// that calls iptables, ipset and modprobe. In iptables mode upstream's Run is used
+// as it is, and the host must have iptables. What it programmed stays in the
+// kernel when it stops.
+package proxy
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"net"
+	"os"
+	"path/filepath"
+
+	"github.com/spf13/pflag"
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/rest"
+	"k8s.io/client-go/tools/events"
+	cliflag "k8s.io/component-base/cli/flag"
+	"k8s.io/kubernetes/cmd/kube-proxy/app"
+	upstream "k8s.io/kubernetes/pkg/proxy"
+	"k8s.io/kubernetes/pkg/proxy/apis/config"
+	"k8s.io/kubernetes/pkg/proxy/apis/config/scheme"
+	"k8s.io/kubernetes/pkg/proxy/conntrack"
+	"k8s.io/kubernetes/pkg/proxy/healthcheck"
+	"k8s.io/kubernetes/pkg/proxy/nftables"
+	proxyutil "k8s.io/kubernetes/pkg/proxy/util"
+
+	"github.com/podo-dev/podo/pkg/gate"
+	"github.com/podo-dev/podo/pkg/kube"
+	"github.com/podo-dev/podo/pkg/kubeconfig"
+	"github.com/podo-dev/podo/pkg/plan"
+)
+
+// Proxy is kube-proxy.
+type Proxy struct {
+	plan    plan.Proxy
+	flags   []string
+	options *app.Options
+	gate    *gate.Gate
+	log     *slog.Logger
+}
+
+// New checks the flags of p. Clients dial through g.
+func New(p plan.Proxy, g *gate.Gate, log *slog.Logger) (*Proxy, error) {
+	set, err := Args(p)
+	if err != nil {
+		return nil, fmt.Errorf("kube-proxy-arg: %w", err)
+	}
+	o, err := parse(set.Flags())
+	if err != nil {
+		return nil, err
+	}
+	if err := o.Validate(); err != nil {
+		return nil, fmt.Errorf("kube-proxy-arg: %w", err)
+	}
+	return &Proxy{plan: p, flags: set.Flags(), options: o, gate: g, log: log}, nil
+}
+
+func parse(flags []string) (*app.Options, error) {
+	o := app.NewOptions()
+	fs := pflag.NewFlagSet("kube-proxy-arg", pflag.ContinueOnError)
+	fs.SetNormalizeFunc(cliflag.WordSepNormalizeFunc)
+	o.AddFlags(fs)
+	if err := kube.ParseSet(fs, flags); err != nil {
+		return nil, err
+	}
+	return o, o.Complete(fs)
+}
+
+// Name is the component's name.
+func (p *Proxy) Name() string { return "kube-proxy" }
+
+// Run programmes the kernel until ctx ends. Upstream's Run does not hear ctx, so
+// its goroutines are left behind.
+func (p *Proxy) Run(ctx context.Context, ready func()) error {
+	c, err := p.configuration(ctx)
+	if err != nil {
+		return err
+	}
+	run := p.options.Run
+	if c.Mode == config.ProxyModeNFTables {
+		server, err := p.assemble(ctx, c)
+		if err != nil {
+			return err
+		}
+		run = server.Run
+	}
+	done := make(chan error, 1)
+	go func() { done <- run(ctx) }()
+	p.gate.Announce(ctx, ready)
+	select {
+	case err := <-done:
+		return err
+	case <-ctx.Done():
+		return nil
+	}
+}
+
+// configuration is what upstream's options made of the flags. They keep it to
+// themselves but can write it to a file.
+func (p *Proxy) configuration(ctx context.Context) (*config.KubeProxyConfiguration, error) {
+	file := filepath.Join(p.plan.Paths.Run, "kube-proxy.yaml")
+	o, err := parse(append([]string{"--write-config-to=" + file}, p.flags...))
+	if err != nil {
+		return nil, err
+	}
+	if err := o.Run(ctx); err != nil {
+		return nil, err
+	}
+	text, err := os.ReadFile(file)
+	if err != nil {
+		return nil, err
+	}
+	c := &config.KubeProxyConfiguration{}
+	if _, _, err := scheme.Codecs.UniversalDecoder().Decode(text, nil, c); err != nil {
+		return nil, fmt.Errorf("read %s: %w", file, err)
+	}
+	return c, nil
+}
+
+// assemble builds the nftables proxy.
+func (p *Proxy) assemble(ctx context.Context, c *config.KubeProxyConfiguration) (*app.ProxyServer, error) {
+	rc, err := kubeconfig.Client(p.plan.Paths.AgentKubeconfig("kube-proxy"), p.gate.Dial)
+	if err != nil {
+		return nil, err
+	}
+	client, err := kubernetes.NewForConfig(rest.AddUserAgent(rc, "kube-proxy"))
+	if err != nil {
+		return nil, err
+	}
+	// Limits of connection tracking are the host's; where they cannot be set, as in
+	// a container, the proxy works all the same.
+	if err := conntrack.SetSysctls(ctx, &c.Linux.Conntrack); err != nil {
+		p.log.Warn("connection tracking limits left as they are", "component", p.Name(), "err", err)
+	}
+	nodes, err := upstream.NewNodeManager(ctx, client, c.ConfigSyncPeriod.Duration, p.plan.Name, false)
+	if err != nil {
+		return nil, err
+	}
+	broadcaster := events.NewBroadcaster(&events.EventSinkImpl{Interface: client.EventsV1()})
+	recorder := broadcaster.NewRecorder(scheme.Scheme, p.Name())
+	health := healthcheck.NewProxyHealthServer(c.HealthzBindAddress, 2*c.SyncPeriod.Duration, nodes)
+	ips, primary := p.nodeIPs()
+	detectors := map[corev1.IPFamily]proxyutil.LocalTrafficDetector{
+		corev1.IPv4Protocol: proxyutil.NewNoOpLocalDetector(),
+		corev1.IPv6Protocol: proxyutil.NewNoOpLocalDetector(),
+	}
+	for family, cidrs := range proxyutil.MapCIDRsByIPFamily(c.DetectLocal.ClusterCIDRs) {
+		detectors[family] = proxyutil.NewDetectLocalByCIDR(cidrs[0].String())
+	}
+	proxier, err := nftables.NewDualStackProxier(ctx, c.SyncPeriod.Duration, c.MinSyncPeriod.Duration,
+		c.Linux.MasqueradeAll, int(*c.NFTables.MasqueradeBit), detectors, p.plan.Name, ips,
+		recorder, health, c.NodePortAddresses, false)
+	if err != nil {
+		return nil, err
+	}
+	return &app.ProxyServer{
+		Config:          c,
+		Client:          client,
+		Broadcaster:     broadcaster,
+		Recorder:        recorder,
+		HealthzServer:   health,
+		NodeName:        p.plan.Name,
+		NodeRef:         &corev1.ObjectReference{APIVersion: "v1", Kind: "Node", Name: p.plan.Name},
+		NodeManager:     nodes,
+		PrimaryIPFamily: primary,
+		NodeIPs:         ips,
+		Proxier:         proxier,
+	}, nil
+}
+
+// nodeIPs gives upstream an address for each family; the unspecified one stands
+// for a family that the node does not have.
+func (p *Proxy) nodeIPs() (ips map[corev1.IPFamily]net.IP, primary corev1.IPFamily) {
+	ips = map[corev1.IPFamily]net.IP{corev1.IPv4Protocol: net.IPv4zero, corev1.IPv6Protocol: net.IPv6zero}
+	for i, a := range p.plan.IPs {
+		family := corev1.IPv6Protocol
+		if a.Is4() {
+			family = corev1.IPv4Protocol
+		}
+		ips[family] = a.AsSlice()
+		if i == 0 {
+			primary = family
+		}
+	}
+	return ips, primary
+}

@@ -1,0 +1,23 @@
+package scheduler
+
+import (
+	"github.com/podo-dev/podo/pkg/kube/args"
+	"github.com/podo-dev/podo/pkg/plan"
+)
+
+// Args are the flags that podo gives kube-scheduler, with the user's laid over.
+func Args(p plan.Scheduler) (args.Set, error) {
+	return args.Set{
+		"kubeconfig": {p.Paths.ServerKubeconfig("kube-scheduler")},
+		// With an election, upstream calls os.Exit when its context ends, which
+		// would take the datastore down in the middle of a write.
+		"leader-elect": {"false"},
+		"secure-port":  {"0"},
+		"profiling":    {"false"},
+	}.Merge(p.Args, map[string]string{
+		"kubeconfig":       "its credentials are made by podo",
+		"leader-elect":     "one server needs no election",
+		"feature-gates":    "gates are one set for the whole process; use --feature-gates",
+		"emulated-version": "every component of this process has one version",
+	})
+}

@@ -1,0 +1,189 @@
+package lifecycle_test
+
+import (
+	"context"
+	"errors"
+	"io"
+	"log/slog"
+	"reflect"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/podo-dev/podo/pkg/lifecycle"
+	"github.com/podo-dev/podo/pkg/lifecycle/lifecycletest"
+)
+
+var quiet = slog.New(slog.NewTextHandler(io.Discard, nil))
+
+// journal records events in the order they happen.
+type journal struct {
+	mu  sync.Mutex
+	log []string
+}
+
+func (j *journal) note(s string) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	j.log = append(j.log, s)
+}
+
+// part starts after boot and notes when it starts and stops.
+func (j *journal) part(name string, boot time.Duration) lifecycle.Component {
+	return lifecycle.Func(name, func(ctx context.Context, ready func()) error {
+		select {
+		case <-time.After(boot):
+		case <-ctx.Done():
+			return nil
+		}
+		j.note("+" + name)
+		ready()
+		<-ctx.Done()
+		j.note("-" + name)
+		return nil
+	})
+}
+
+func TestGroupStopsInReverse(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var j journal
+		g := lifecycle.NewGroup(quiet)
+		store := g.Add(j.part("store", 3*time.Second))
+		runtime := g.Add(j.part("runtime", time.Second))
+		api := g.Add(j.part("api", time.Second), store)
+		g.Add(j.part("kubelet", time.Second), api, runtime)
+
+		ctx, stop := context.WithTimeout(t.Context(), time.Minute)
+		defer stop()
+		if err := g.Run(ctx); err != nil {
+			t.Fatal(err)
+		}
+		got := strings.Join(j.log, " ")
+		// runtime and api both wait only for kubelet, so their order is free.
+		const up = "+runtime +store +api +kubelet -kubelet "
+		if !slices.Contains([]string{
+			up + "-runtime -api -store",
+			up + "-api -runtime -store",
+			up + "-api -store -runtime",
+		}, got) {
+			t.Errorf("order = %s", got)
+		}
+	})
+}
+
+func TestGroupFailure(t *testing.T) {
+	boom := errors.New("boom")
+	tests := map[string]struct {
+		run   func(context.Context, func()) error
+		want  error
+		after time.Duration // how long Run lasts
+	}{
+		"error":     {func(context.Context, func()) error { return boom }, boom, time.Second},
+		"early nil": {func(context.Context, func()) error { return nil }, lifecycle.ErrExited, time.Second},
+		"stuck": {func(ctx context.Context, ready func()) error {
+			ready()
+			time.Sleep(24 * time.Hour)
+			return nil
+		}, lifecycle.ErrStuck, time.Minute + lifecycle.DefaultGrace},
+	}
+	for name, tt := range tests {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				var j journal
+				g := lifecycle.NewGroup(quiet)
+				g.Add(lifecycle.Func("bad", tt.run), g.Add(j.part("good", time.Second)))
+				ctx, stop := context.WithTimeout(t.Context(), time.Minute)
+				defer stop()
+				began := time.Now()
+				if err := g.Run(ctx); !errors.Is(err, tt.want) {
+					t.Errorf("err = %v, want %v", err, tt.want)
+				}
+				if lasted := time.Since(began); lasted != tt.after {
+					t.Errorf("lasted %s, want %s", lasted, tt.after)
+				}
+				if want := []string{"+good", "-good"}; !reflect.DeepEqual(j.log, want) {
+					t.Errorf("journal = %v, want %v", j.log, want)
+				}
+				time.Sleep(48 * time.Hour) // let the stuck one drain
+			})
+		})
+	}
+}
+
+func TestGroupPanicBecomesError(t *testing.T) {
+	g := lifecycle.NewGroup(quiet)
+	g.Add(lifecycle.Func("p", func(context.Context, func()) error { panic("eek") }))
+	if err := g.Run(t.Context()); err == nil || !strings.Contains(err.Error(), "p: panic: eek") {
+		t.Errorf("err = %v", err)
+	}
+}
+
+func TestWithin(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g := lifecycle.NewGroup(quiet)
+		g.Add(lifecycle.Within(time.Minute, lifecycle.Func("slow", func(ctx context.Context, _ func()) error {
+			<-ctx.Done()
+			return nil
+		})))
+		began := time.Now()
+		if err := g.Run(t.Context()); !errors.Is(err, lifecycle.ErrNotReady) {
+			t.Errorf("err = %v", err)
+		}
+		if lasted := time.Since(began); lasted != time.Minute {
+			t.Errorf("gave up after %s, want 1m", lasted)
+		}
+	})
+}
+
+func TestRestart(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		runs := 0
+		flaky := lifecycle.Func("flaky", func(ctx context.Context, ready func()) error {
+			runs++
+			ready()
+			if runs < 3 {
+				return errors.New("crash")
+			}
+			<-ctx.Done()
+			return nil
+		})
+		g := lifecycle.NewGroup(quiet)
+		g.Add(lifecycle.Restart(quiet, time.Second, flaky))
+		ctx, stop := context.WithTimeout(t.Context(), time.Minute)
+		defer stop()
+		if err := g.Run(ctx); err != nil || runs != 3 {
+			t.Errorf("runs = %d, err = %v", runs, err)
+		}
+	})
+}
+
+func TestStatusNamesWhatIsAwaited(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var j journal
+		g := lifecycle.NewGroup(quiet)
+		g.Add(j.part("api", time.Second), g.Add(j.part("store", time.Hour)))
+		ctx, stop := context.WithCancel(t.Context())
+		done := make(chan error)
+		go func() { done <- g.Run(ctx) }()
+		synctest.Wait()
+		var api lifecycle.Status
+		for _, s := range g.Status() {
+			if s.Name == "api" {
+				api = s
+			}
+		}
+		if api.State != lifecycle.Waiting || !reflect.DeepEqual(api.WaitOn, []string{"store"}) {
+			t.Errorf("status = %+v", api)
+		}
+		stop()
+		<-done
+	})
+}
+
+func TestContract(t *testing.T) {
+	var j journal
+	lifecycletest.Check(t, j.part("x", 0))
+}

@@ -1,0 +1,145 @@
+// Package paths says where everything lives on disk, and nothing else.
+//
+// There are three roots: etc holds what people write, data what must survive and
+// run what may vanish at any time. Paths are methods, so a Paths is never half
+// filled in, and renaming a file is one edit here. No function touches the disk.
+package paths
+
+import "path/filepath"
+
+// The default roots. Etc and Run are the same for every node of a machine: two
+// nodes on one machine live in mount namespaces of their own.
+const (
+	DefaultEtc  = "/etc/podo"
+	DefaultData = "/var/lib/podo"
+	DefaultRun  = "/run/podo"
+)
+
+// Places outside the roots that Kubernetes and its ecosystem expect by these
+// names, whatever the data directory is called.
+const (
+	// KubeletRoot is where storage drivers look for pods' volumes.
+	KubeletRoot = "/var/lib/kubelet"
+	// PodLogs is where log collectors look, with links to it in ContainerLogs.
+	PodLogs       = "/var/log/pods"
+	ContainerLogs = "/var/log/containers"
+)
+
+// Paths locates the files of one node.
+type Paths struct {
+	Etc  string
+	Data string
+	Run  string
+}
+
+// New returns the paths of a node that keeps its state in data.
+func New(data string) Paths { return Paths{Etc: DefaultEtc, Data: data, Run: DefaultRun} }
+
+// A Pair is a certificate and its private key.
+type Pair struct{ Cert, Key string }
+
+// ConfigFile is the main configuration file; drop-ins live in ConfigFile+".d".
+func (p Paths) ConfigFile() string { return filepath.Join(p.Etc, "config.yaml") }
+
+// Registries describes image registries and their mirrors.
+func (p Paths) Registries() string { return filepath.Join(p.Etc, "registries.yaml") }
+
+// AdminKubeconfig is the default place of the administrator's kubeconfig.
+func (p Paths) AdminKubeconfig() string { return filepath.Join(p.Etc, "podo.yaml") }
+
+// Layout holds one integer: the version of the data directory's layout.
+func (p Paths) Layout() string { return filepath.Join(p.Data, "layout") }
+
+// Lock is held by the one podo that owns the data directory.
+func (p Paths) Lock() string { return filepath.Join(p.Data, "lock") }
+
+// RunLock is held by the one podo that owns the run directory.
+func (p Paths) RunLock() string { return filepath.Join(p.Run, "lock") }
+
+// Payload is the folder of unpacked payloads, one per content hash.
+func (p Paths) Payload() string { return filepath.Join(p.Data, "bin") }
+
+// Bin is the unpacked payload in use: binaries, with images below images/.
+func (p Paths) Bin() string { return filepath.Join(p.Payload(), "current") }
+
+// Program is the path of a payload binary, such as "containerd".
+func (p Paths) Program(name string) string { return filepath.Join(p.Bin(), name) }
+
+// PayloadImages is the folder of image archives that came with the payload.
+func (p Paths) PayloadImages() string { return filepath.Join(p.Bin(), "images") }
+
+// Token is the secret that lets a node join.
+func (p Paths) Token() string { return filepath.Join(p.Data, "server", "token") }
+
+// CA is a named certificate authority: "server", "client" or "request-header".
+func (p Paths) CA(name string) Pair { return pair(p.Data, "server", "tls", "ca", name) }
+
+// ServiceAccountKey signs service-account tokens.
+func (p Paths) ServiceAccountKey() string {
+	return filepath.Join(p.Data, "server", "tls", "service-account.key")
+}
+
+// ServerLeaf is the certificate of a server-side component, by component name.
+func (p Paths) ServerLeaf(name string) Pair { return pair(p.Data, "server", "tls", name) }
+
+// ServerKubeconfig is the kubeconfig of a server-side component, by component name.
+func (p Paths) ServerKubeconfig(name string) string {
+	return filepath.Join(p.Data, "server", "kubeconfig", name+".yaml")
+}
+
+// DB is the folder of the datastore; StateDB the SQLite file in it.
+func (p Paths) DB() string      { return filepath.Join(p.Data, "server", "db") }
+func (p Paths) StateDB() string { return filepath.Join(p.DB(), "state.db") }
+
+// Manifests is where people put manifests to deploy; ours are in addons below it.
+func (p Paths) Manifests() string { return filepath.Join(p.Data, "server", "manifests") }
+
+// AgentLeaf is a certificate that a node presents, by component name.
+func (p Paths) AgentLeaf(name string) Pair { return pair(p.Data, "agent", "tls", name) }
+
+// AgentCA is a node's copy of a CA certificate; a node holds no CA key.
+func (p Paths) AgentCA(name string) string {
+	return filepath.Join(p.Data, "agent", "tls", "ca", name+".crt")
+}
+
+// AgentKubeconfig is the kubeconfig of a node component, by component name.
+func (p Paths) AgentKubeconfig(name string) string {
+	return filepath.Join(p.Data, "agent", "kubeconfig", name+".yaml")
+}
+
+// StaticPods is watched by the kubelet for pod manifests.
+func (p Paths) StaticPods() string { return filepath.Join(p.Data, "agent", "pod-manifests") }
+
+// Images is where people put image archives to import.
+func (p Paths) Images() string { return filepath.Join(p.Data, "agent", "images") }
+
+// ContainerdRoot holds containerd's images and snapshots.
+func (p Paths) ContainerdRoot() string { return filepath.Join(p.Data, "agent", "containerd") }
+
+// ContainerdState holds containerd's sockets, mounts and network namespaces.
+func (p Paths) ContainerdState() string { return filepath.Join(p.Run, "containerd") }
+
+// ContainerdConfig is the configuration that podo renders at each start.
+func (p Paths) ContainerdConfig() string { return filepath.Join(p.Run, "containerd.toml") }
+
+// ContainerdLog is where the child's own log goes.
+func (p Paths) ContainerdLog() string { return filepath.Join(p.Data, "agent", "containerd.log") }
+
+// RegistryHosts is containerd's hosts.toml tree, rendered from Registries.
+func (p Paths) RegistryHosts() string { return filepath.Join(p.Data, "agent", "registry.d") }
+
+// RuncState is runc's state folder.
+func (p Paths) RuncState() string { return filepath.Join(p.Run, "runc") }
+
+// CNIConfig is the folder of CNI network lists, CNIData that of address leases.
+func (p Paths) CNIConfig() string { return filepath.Join(p.Data, "agent", "cni", "net.d") }
+func (p Paths) CNIData() string   { return filepath.Join(p.Data, "agent", "cni", "networks") }
+
+// Socket is a listening socket, by the name of the process that serves it:
+// "containerd", "kine" or "podo".
+func (p Paths) Socket(name string) string { return filepath.Join(p.Run, name+".sock") }
+
+func pair(elem ...string) Pair {
+	base := filepath.Join(elem...)
+	return Pair{Cert: base + ".crt", Key: base + ".key"}
+}

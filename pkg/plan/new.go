@@ -1,0 +1,385 @@
+package plan
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"net/netip"
+	"slices"
+	"strconv"
+	"strings"
+
+	"k8s.io/apimachinery/pkg/util/validation"
+
+	"github.com/podo-dev/podo/pkg/config"
+	"github.com/podo-dev/podo/pkg/host"
+	"github.com/podo-dev/podo/pkg/paths"
+	"github.com/podo-dev/podo/pkg/pki"
+)
+
+// Batteries are the addons in the binary, in the order they are applied. Each has
+// a manifest and can be left out by --disable.
+func Batteries() []string { return []string{"coredns"} }
+
+// New decides. Environ is the environment of the process, of which the children
+// get the search path and the proxies.
+func New(cfg config.Server, facts host.Facts, environ []string) (Plan, error) {
+	d := decision{cfg: cfg, facts: facts, environ: environ, paths: paths.New(cfg.DataDir)}
+	d.name()
+	d.addresses()
+	d.gates()
+	if err := errors.Join(d.errs...); err != nil {
+		return Plan{}, err
+	}
+	p := Plan{Gates: d.gateSet, Server: d.server()}
+	if !cfg.Components.NoAgent {
+		p.Node = d.node()
+	}
+	return p, nil
+}
+
+type decision struct {
+	cfg     config.Server
+	facts   host.Facts
+	environ []string
+	paths   paths.Paths
+
+	nodeName string
+	ips      []netip.Addr // of the node, one a family, first is primary
+	link     host.Link    // that carries the pod network
+	gateSet  map[string]bool
+	errs     []error
+}
+
+func (d *decision) wrong(format string, args ...any) {
+	d.errs = append(d.errs, fmt.Errorf(format, args...))
+}
+
+// name is what the cluster calls this machine: what was said, or the host name as
+// Kubernetes allows it.
+func (d *decision) name() {
+	d.nodeName = d.cfg.Name
+	if d.nodeName == "" {
+		d.nodeName = strings.ToLower(strings.TrimSpace(d.facts.Hostname))
+	}
+	if problems := validation.IsDNS1123Subdomain(d.nodeName); len(problems) > 0 {
+		d.wrong("node-name: %q cannot name a node: %s; give another with --node-name", d.nodeName, problems[0])
+	}
+}
+
+// addresses are the node's, of the families that the cluster has.
+func (d *decision) addresses() {
+	n := d.cfg.Network
+	if len(d.cfg.IP) > 0 {
+		d.ips = d.cfg.IP
+	} else {
+		for _, c := range n.ClusterCIDR {
+			route, family := d.facts.Network.V4, "IPv4"
+			if c.Addr().Is6() {
+				route, family = d.facts.Network.V6, "IPv6"
+			}
+			if !route.Addr.IsValid() {
+				d.wrong("node-ip: no interface of this host has an %s address, which cluster-cidr %s needs; connect it or give --node-ip", family, c)
+				continue
+			}
+			d.ips = append(d.ips, route.Addr)
+		}
+	}
+	if len(d.ips) == 0 {
+		return
+	}
+	if name := d.cfg.FlannelIface; name != "" {
+		link, ok := d.facts.Network.Link(name)
+		if !ok {
+			d.wrong("flannel-iface: no interface called %q is up on this host", name)
+		}
+		d.link = link
+	} else if link, ok := d.facts.Network.LinkOf(d.ips[0]); ok {
+		d.link = link
+	} else {
+		d.wrong("node-ip: no interface of this host has the address %s", d.ips[0])
+	}
+	for _, link := range d.facts.Network.Links {
+		if ours(link.Name) {
+			continue
+		}
+		for _, own := range link.Addrs {
+			for name, ranges := range map[string][]netip.Prefix{"cluster-cidr": n.ClusterCIDR, "service-cidr": n.ServiceCIDR} {
+				for _, r := range ranges {
+					if r.Overlaps(own) {
+						d.wrong("%s: %s overlaps %s on this host's interface %s; choose another range with --%s", name, r, own.Masked(), link.Name, name)
+					}
+				}
+			}
+		}
+	}
+}
+
+// ours reports whether podo made a link of this name in an earlier run.
+func ours(link string) bool { return link == "cni0" || strings.HasPrefix(link, "flannel") }
+
+func (d *decision) gates() {
+	d.gateSet = map[string]bool{}
+	for name, text := range d.cfg.FeatureGates {
+		on, err := strconv.ParseBool(text)
+		if err != nil {
+			d.wrong("feature-gates: %s=%s: want true or false", name, text)
+		}
+		d.gateSet[name] = on
+	}
+	// It renews a lease every ten seconds so that several servers find each other.
+	if _, said := d.gateSet["APIServerIdentity"]; !said {
+		d.gateSet["APIServerIdentity"] = false
+	}
+}
+
+func (d *decision) server() *Server {
+	c, p, n := d.cfg, d.paths, d.cfg.Network
+	s := &Server{
+		Paths: p,
+		Certificates: Certificates{
+			Paths: p,
+			Names: pki.Names{
+				Node:          d.nodeName,
+				HostName:      d.facts.Hostname,
+				NodeIPs:       d.ips,
+				ServiceIPs:    each(n.ServiceCIDR, 1),
+				ClusterDomain: n.ClusterDomain,
+				ExtraSANs:     d.extraSANs(),
+			},
+			Token: c.Token,
+		},
+		Storage: Storage{DB: p.StateDB(), Socket: p.Socket("kine")},
+		APIServer: APIServer{
+			Paths:         p,
+			Storage:       "unix://" + p.Socket("kine"),
+			Bind:          d.bind(),
+			Port:          c.Listener.Port,
+			Advertise:     d.advertise(),
+			ServiceCIDR:   n.ServiceCIDR,
+			NodePortRange: n.NodePortRange,
+			Issuer:        "https://kubernetes.default.svc." + n.ClusterDomain,
+			Args:          c.Components.APIServerArgs,
+		},
+		ControllerManager: ControllerManager{
+			Paths:       p,
+			PodCIDR:     n.ClusterCIDR,
+			ServiceCIDR: n.ServiceCIDR,
+			Args:        c.Components.ControllerManagerArgs,
+		},
+		Addons: d.addons(),
+		Kubeconfig: Kubeconfig{
+			Path:   c.Kubeconfig.Path,
+			Mode:   fileMode(c.Kubeconfig.Mode),
+			Group:  c.Kubeconfig.Group,
+			Name:   c.Kubeconfig.Name,
+			Server: d.url(),
+		},
+		API: d.url(),
+	}
+	if !c.Components.NoScheduler {
+		s.Scheduler = &Scheduler{Paths: p, Args: c.Components.SchedulerArgs}
+	}
+	return s
+}
+
+func (d *decision) node() *Node {
+	c, p, n := d.cfg, d.paths, d.cfg.Network
+	systemd := d.facts.Cgroup.Driver == "systemd"
+	node := &Node{
+		Paths: p,
+		Name:  d.nodeName,
+		Containerd: Containerd{
+			Paths:             p,
+			Snapshotter:       c.Snapshotter,
+			PauseImage:        c.PauseImage,
+			SystemdCgroup:     systemd,
+			RestrictOOMScore:  d.facts.Privilege.UserNamespace || !d.facts.Privilege.Caps.Has(host.CapSysResource),
+			DisableAppArmor:   !d.facts.Security.AppArmor,
+			UnprivilegedPorts: d.facts.Kernel.AtLeast(4, 11),
+			LogLevel:          "info",
+			Env:               d.childEnv(),
+		},
+		Kubelet: Kubelet{
+			Paths:         p,
+			Name:          d.nodeName,
+			IPs:           d.ips,
+			ClusterDNS:    d.dns(),
+			ClusterDomain: n.ClusterDomain,
+			ResolvConf:    d.resolvConf(),
+			Labels:        c.Labels,
+			Taints:        c.Taints,
+			SystemdCgroup: systemd,
+			CgroupV1:      d.facts.Cgroup.Mode != host.CgroupV2,
+			ExternalCloud: c.Components.NoCloud,
+			ProtectKernel: c.ProtectKernelDefaults,
+			Args:          c.KubeletArgs,
+		},
+	}
+	if c.Snapshotter == "overlayfs" {
+		node.Containerd.Snapshotter = d.facts.Storage.Snapshotter()
+	}
+	if !c.Components.NoKubeProxy {
+		node.Proxy = &Proxy{Paths: p, Name: d.nodeName, IPs: d.ips, PodCIDR: n.ClusterCIDR, Args: c.KubeProxyArgs}
+	}
+	if n.FlannelBackend != "none" {
+		node.Network = &Network{
+			Paths:     p,
+			NodeName:  d.nodeName,
+			Backend:   n.FlannelBackend,
+			PodCIDR:   n.ClusterCIDR,
+			IPs:       d.ips,
+			Interface: d.link.Name,
+			MTU:       d.link.MTU - overhead(n.FlannelBackend, d.ips),
+			IPv6NAT:   n.FlannelIPv6NAT,
+		}
+	}
+	return node
+}
+
+// overhead is what a packet grows by on its way to another node, in bytes: an
+// outer IP, UDP and VXLAN header around an Ethernet frame, or WireGuard's.
+func overhead(backend string, ips []netip.Addr) int {
+	v6 := 0
+	if slices.ContainsFunc(ips, netip.Addr.Is6) {
+		v6 = 20
+	}
+	switch backend {
+	case "vxlan":
+		return 50 + v6
+	case "wireguard-native":
+		return 60 + v6
+	}
+	return 0
+}
+
+func (d *decision) addons() Addons {
+	var addrs, families []string
+	for _, ip := range d.dns() {
+		addrs = append(addrs, strconv.Quote(ip.String()))
+		if ip.Is4() {
+			families = append(families, "IPv4")
+		} else {
+			families = append(families, "IPv6")
+		}
+	}
+	policy := "SingleStack"
+	if len(families) > 1 {
+		policy = "RequireDualStack"
+	}
+	a := Addons{Values: map[string]string{
+		"CLUSTER_DOMAIN":   d.cfg.Network.ClusterDomain,
+		"CLUSTER_DNS":      d.dns()[0].String(),
+		"CLUSTER_DNS_ALL":  strings.Join(addrs, ", "),
+		"IP_FAMILIES":      strings.Join(families, ", "),
+		"IP_FAMILY_POLICY": policy,
+		"DNS_UPSTREAM":     d.upstream(),
+		"NODE_HOSTS":       d.ips[0].String() + " " + d.nodeName,
+	}}
+	for _, name := range Batteries() {
+		if slices.Contains(d.cfg.Components.Disable, name) {
+			a.Disabled = append(a.Disabled, name)
+		} else {
+			a.Enabled = append(a.Enabled, name)
+		}
+	}
+	return a
+}
+
+// upstream is CoreDNS's line for names outside the cluster. A host without a
+// resolver has none, and CoreDNS would not start with an empty one.
+func (d *decision) upstream() string {
+	if d.resolvConf() == "" {
+		return "# this host has no resolver for names outside the cluster"
+	}
+	return "forward . /etc/resolv.conf"
+}
+
+func (d *decision) resolvConf() string {
+	if d.cfg.ResolvConf != "" {
+		return d.cfg.ResolvConf
+	}
+	return d.facts.Resolver.File
+}
+
+// dns is the address of the cluster's DNS service.
+func (d *decision) dns() []netip.Addr {
+	if len(d.cfg.Network.ClusterDNS) > 0 {
+		return d.cfg.Network.ClusterDNS
+	}
+	return each(d.cfg.Network.ServiceCIDR, 10)
+}
+
+func (d *decision) bind() netip.Addr {
+	switch {
+	case d.cfg.Listener.BindAddress.IsValid():
+		return d.cfg.Listener.BindAddress
+	case slices.ContainsFunc(d.ips, netip.Addr.Is6):
+		return netip.IPv6Unspecified()
+	}
+	return netip.IPv4Unspecified()
+}
+
+func (d *decision) advertise() netip.Addr {
+	if d.cfg.Listener.AdvertiseAddress.IsValid() {
+		return d.cfg.Listener.AdvertiseAddress
+	}
+	return d.ips[0]
+}
+
+// url is how this machine reaches its own API server.
+func (d *decision) url() string {
+	ip := netip.AddrFrom4([4]byte{127, 0, 0, 1})
+	if d.ips[0].Is6() {
+		ip = netip.IPv6Loopback()
+	}
+	if b := d.bind(); !b.IsUnspecified() {
+		ip = b
+	}
+	return "https://" + netip.AddrPortFrom(ip, uint16(d.cfg.Listener.Port)).String()
+}
+
+func (d *decision) extraSANs() []string {
+	sans := slices.Clone(d.cfg.Listener.TLSSANs)
+	if a := d.cfg.Listener.AdvertiseAddress; a.IsValid() {
+		sans = append(sans, a.String())
+	}
+	if a := d.bind(); !a.IsUnspecified() {
+		sans = append(sans, a.String())
+	}
+	return sans
+}
+
+// childEnv is the environment of children: our programs first on the search path,
+// and whatever reaches an image registry.
+func (d *decision) childEnv() []string {
+	path, out := "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", []string{}
+	for _, kv := range d.environ {
+		name, value, _ := strings.Cut(kv, "=")
+		switch strings.ToUpper(name) {
+		case "PATH":
+			path = value
+		case "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "SSL_CERT_FILE", "SSL_CERT_DIR", "GOGC":
+			out = append(out, kv)
+		}
+	}
+	return append(out, "PATH="+d.paths.Bin()+":"+path)
+}
+
+// each is the nth address of every range.
+func each(ranges []netip.Prefix, nth int) []netip.Addr {
+	var out []netip.Addr
+	for _, r := range ranges {
+		a := r.Masked().Addr()
+		for range nth {
+			a = a.Next()
+		}
+		out = append(out, a)
+	}
+	return out
+}
+
+func fileMode(octal string) fs.FileMode {
+	n, _ := strconv.ParseUint(octal, 8, 32) // config.Validate refused what is none
+	return fs.FileMode(n)
+}

@@ -1,0 +1,154 @@
+// Package plan decides what this node will run, and with what.
+//
+// New takes what a user said and what is true of the host, works out every default
+// that depends on something, and returns a Plan that nothing changes afterwards.
+// It does no I/O, so a golden file can show a decision and its reasons side by side.
+package plan
+
+import (
+	"io/fs"
+	"net/netip"
+
+	"github.com/podo-dev/podo/pkg/config"
+	"github.com/podo-dev/podo/pkg/paths"
+	"github.com/podo-dev/podo/pkg/pki"
+)
+
+// A Plan is what one podo process runs. A nil part is not run.
+type Plan struct {
+	Server *Server
+	Node   *Node
+
+	// Gates are Kubernetes feature gates. They are one set for the whole process.
+	Gates map[string]bool
+}
+
+// Server is the control plane.
+type Server struct {
+	Paths             paths.Paths
+	Certificates      Certificates
+	Storage           Storage
+	APIServer         APIServer
+	ControllerManager ControllerManager
+	Scheduler         *Scheduler // nil: none
+	Addons            Addons
+	Kubeconfig        Kubeconfig
+	API               string // URL of the API server as this machine reaches it
+}
+
+// Certificates is what the PKI issues for this process, and the join token.
+type Certificates struct {
+	Paths paths.Paths
+	Names pki.Names
+	Token config.Secret // as given; empty means make one
+}
+
+// Storage is the datastore.
+type Storage struct {
+	DB     string // SQLite file
+	Socket string // where it speaks the etcd protocol
+}
+
+// APIServer configures kube-apiserver.
+type APIServer struct {
+	Paths         paths.Paths
+	Storage       string // URL of the datastore
+	Bind          netip.Addr
+	Port          int
+	Advertise     netip.Addr
+	ServiceCIDR   []netip.Prefix
+	NodePortRange string
+	Issuer        string
+	Args          []string // from the user
+}
+
+// ControllerManager configures kube-controller-manager.
+type ControllerManager struct {
+	Paths       paths.Paths
+	PodCIDR     []netip.Prefix
+	ServiceCIDR []netip.Prefix
+	Args        []string // from the user
+}
+
+// Scheduler configures kube-scheduler.
+type Scheduler struct {
+	Paths paths.Paths
+	Args  []string // from the user
+}
+
+// Addons is what is deployed into the cluster from the binary.
+type Addons struct {
+	Enabled  []string          // names of manifests to apply
+	Disabled []string          // names of manifests whose objects are removed
+	Values   map[string]string // for ${NAME} in a manifest
+}
+
+// Kubeconfig is how the administrator's kubeconfig is written.
+type Kubeconfig struct {
+	Path   string
+	Mode   fs.FileMode
+	Group  string
+	Name   string
+	Server string // URL
+}
+
+// Node is what every node runs.
+type Node struct {
+	Paths      paths.Paths
+	Name       string
+	Containerd Containerd
+	Kubelet    Kubelet
+	Proxy      *Proxy   // nil: none
+	Network    *Network // nil: the user brings a pod network
+}
+
+// Containerd configures the container engine.
+type Containerd struct {
+	Paths             paths.Paths
+	Snapshotter       string
+	PauseImage        string
+	SystemdCgroup     bool
+	RestrictOOMScore  bool // the kernel refuses a negative oom_score_adj
+	DisableAppArmor   bool
+	UnprivilegedPorts bool     // pods may bind low ports and ping without a capability
+	LogLevel          string   // of the child
+	Env               []string // whole environment of the child
+}
+
+// Kubelet configures the kubelet.
+type Kubelet struct {
+	Paths         paths.Paths
+	Name          string
+	IPs           []netip.Addr
+	ClusterDNS    []netip.Addr
+	ClusterDomain string
+	ResolvConf    string
+	Labels        []string
+	Taints        []string
+	SystemdCgroup bool
+	CgroupV1      bool
+	ExternalCloud bool // a cloud controller of the user's sets addresses and provider ID
+	ProtectKernel bool
+	Args          []string // from the user
+}
+
+// Proxy configures kube-proxy.
+type Proxy struct {
+	Paths   paths.Paths
+	Name    string
+	IPs     []netip.Addr
+	PodCIDR []netip.Prefix
+	Args    []string // from the user
+}
+
+// Network is this node's end of the pod network.
+type Network struct {
+	Paths     paths.Paths
+	NodeName  string
+	Backend   string // vxlan, host-gw or wireguard-native
+	PodCIDR   []netip.Prefix
+	IPs       []netip.Addr
+	Interface string
+	MTU       int // of the pods' bridge
+	IPv6NAT   bool
+}

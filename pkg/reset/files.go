@@ -1,0 +1,421 @@
+package reset
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/podo-dev/podo/pkg/kubeconfig"
+	"github.com/podo-dev/podo/pkg/paths"
+)
+
+// Context is the name under which podo merges itself into people's kubeconfigs.
+const Context = "podo"
+
+// Folders outside podo's own that parts of it write to because upstream offers no
+// other place. They are shared with other users of the same software.
+const (
+	shimSockets  = "/run/containerd/s"
+	flannelState = "/run/flannel"
+	cniResults   = "/var/lib/cni/results"
+)
+
+// mayLeaveEmpty are folders that a part of podo makes and puts nothing in. They are
+// removed if empty, children first.
+func mayLeaveEmpty() []string {
+	return []string{
+		shimSockets, "/run/containerd", flannelState,
+		cniResults, "/var/lib/cni/cache", "/var/lib/cni/networks", "/var/lib/cni",
+		"/opt/containerd/bin", "/opt/containerd/lib", "/opt/containerd",
+		"/usr/libexec/kubernetes/kubelet-plugins/volume/exec", "/usr/libexec/kubernetes/kubelet-plugins/volume",
+		"/usr/libexec/kubernetes/kubelet-plugins", "/usr/libexec/kubernetes",
+		paths.ContainerLogs, paths.PodLogs,
+	}
+}
+
+// dataEntries is what podo itself puts in its data directory. Whatever else is there
+// was put there by somebody else.
+func dataEntries(name string) bool {
+	name = strings.TrimPrefix(name, ".") // temporary files carry the name they are for
+	if strings.HasSuffix(name, ".tmp") {
+		name, _, _ = strings.Cut(name, ".")
+	}
+	return slices.Contains([]string{"layout", "lock", "bin", "server", "agent", "storage"}, name)
+}
+
+// checkData refuses to remove a folder that is not podo's data directory.
+func (m *machine) checkData() error {
+	entries, err := os.ReadDir(m.data)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	if len(strings.Split(strings.Trim(m.data, "/"), "/")) < 2 {
+		return fmt.Errorf("uninstall: %s is no folder of podo's alone; name the right one with --data-dir", m.data)
+	}
+	if _, err := os.Lstat(filepath.Join(m.data, "layout")); err == nil {
+		return nil
+	}
+	for _, e := range entries {
+		if !dataEntries(e.Name()) && e.Name() != "lost+found" {
+			return fmt.Errorf("uninstall: %s holds %q and no file \"layout\", so it is not podo's data directory; name the right one with --data-dir", m.data, e.Name())
+		}
+	}
+	return nil
+}
+
+// removeRuntimeFiles clears what only running pods need: sockets, leases, links.
+func (m *machine) removeRuntimeFiles() error {
+	var errs []error
+	leases, err := emptyFolder(m.real.CNIData())
+	errs = append(errs, err)
+
+	stale := 0
+	for _, path := range append(staleSockets(), m.ourResults()...) {
+		if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			errs = append(errs, err)
+			continue
+		}
+		stale++
+	}
+	if m.otherKubelet(sameHost) == "" {
+		errs = append(errs, removeTree(flannelState))
+		for _, link := range danglingLinks(paths.ContainerLogs) {
+			if os.Remove(link) == nil {
+				stale++
+			}
+		}
+	}
+	n, err := emptyFolder(m.Paths.Run)
+	errs = append(errs, err)
+	if err := os.Remove(m.Paths.Run); err != nil && !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, unix.EBUSY) {
+		errs = append(errs, err)
+	}
+	for _, dir := range []string{shimSockets, "/run/containerd"} {
+		_ = os.Remove(dir)
+	}
+	if n+leases+stale > 0 {
+		m.tell("cleared %s, address leases and sockets", m.Paths.Run)
+	}
+	return errors.Join(errs...)
+}
+
+// staleSockets are shim sockets that nobody listens on any more, whoever did.
+func staleSockets() []string {
+	found, _ := filepath.Glob(filepath.Join(shimSockets, "*"))
+	return slices.DeleteFunc(found, func(path string) bool {
+		info, err := os.Lstat(path)
+		if err != nil || info.Mode()&fs.ModeSocket == 0 {
+			return true
+		}
+		c, err := net.DialTimeout("unix", path, time.Second)
+		if err == nil {
+			_ = c.Close()
+		}
+		return !errors.Is(err, unix.ECONNREFUSED)
+	})
+}
+
+// ourResults are the CNI results of our containers.
+func (m *machine) ourResults() []string {
+	found, _ := filepath.Glob(filepath.Join(cniResults, "*"))
+	return slices.DeleteFunc(found, func(path string) bool {
+		for id := range m.ids {
+			if strings.Contains(filepath.Base(path), id) {
+				return false
+			}
+		}
+		text, err := os.ReadFile(path)
+		return err != nil || !bytes.Contains(text, []byte(m.Paths.Run+"/"))
+	})
+}
+
+func danglingLinks(dir string) []string {
+	found, _ := filepath.Glob(filepath.Join(dir, "*"))
+	return slices.DeleteFunc(found, func(path string) bool {
+		if info, err := os.Lstat(path); err != nil || info.Mode()&fs.ModeSymlink == 0 {
+			return true
+		}
+		_, err := os.Stat(path)
+		return !errors.Is(err, fs.ErrNotExist)
+	})
+}
+
+// ownFolders are the folders that uninstalling removes with all they hold.
+func (m *machine) ownFolders() []string {
+	var out []string
+	if !m.KeepData {
+		out = append(out, m.Paths.Etc)
+	}
+	out = append(out, m.Paths.Run)
+	if m.otherKubelet(sameHost) == "" {
+		out = append(out, paths.KubeletRoot, flannelState)
+		logs, _ := filepath.Glob(filepath.Join(paths.PodLogs, "*_*_*"))
+		out = append(out, logs...)
+	}
+	return out
+}
+
+// logLinks are the links that the kubelet makes to pods' logs.
+func (m *machine) logLinks() []string {
+	if m.otherKubelet(sameHost) != "" {
+		return nil
+	}
+	found, _ := filepath.Glob(filepath.Join(paths.ContainerLogs, "*.log"))
+	return slices.DeleteFunc(found, func(path string) bool {
+		to, err := os.Readlink(path)
+		return err != nil || !within(to, paths.PodLogs)
+	})
+}
+
+// binFolders are where people install programs.
+func binFolders() []string {
+	return []string{"/usr/local/bin", "/usr/local/sbin", "/usr/bin", "/usr/sbin", "/opt/bin"}
+}
+
+// programs are the installed podo and the links to it that carry other names.
+func (m *machine) programs() []string {
+	exe := resolved(m.Executable)
+	var out []string
+	for _, dir := range binFolders() {
+		if info, err := os.Lstat(dir); err != nil || !info.IsDir() {
+			continue // a link to another of them
+		}
+		for _, name := range []string{"kubectl", "crictl", "ctr", "podo"} {
+			path := filepath.Join(dir, name)
+			if to, err := os.Readlink(path); err == nil && filepath.Base(to) == "podo" {
+				out = append(out, path)
+			}
+		}
+		if exe != "" && filepath.Dir(exe) == dir {
+			if _, err := os.Lstat(exe); err == nil {
+				out = append(out, exe)
+			}
+		}
+	}
+	return out
+}
+
+// serviceFiles are the files by which service managers know podo.
+func serviceFiles() []string {
+	var out []string
+	for _, s := range services() {
+		for _, path := range []string{s.file, s.file + ".env"} {
+			if _, err := os.Lstat(path); err == nil {
+				out = append(out, path)
+			}
+		}
+		if strings.HasSuffix(s.file, ".service") {
+			links, _ := filepath.Glob(filepath.Join(filepath.Dir(s.file), "*.wants", filepath.Base(s.file)))
+			out = append(out, links...)
+		}
+	}
+	return out
+}
+
+// removeFiles removes every file podo made, itself last.
+func (m *machine) removeFiles(ctx context.Context) error {
+	var errs []error
+	errs = append(errs, m.removeService(ctx))
+	for _, path := range m.Kubeconfigs {
+		removed, err := kubeconfig.Remove(path, Context)
+		if err != nil {
+			errs = append(errs, err)
+		} else if removed {
+			m.tell("removed the context %s from %s", Context, path)
+		}
+	}
+	for _, link := range m.logLinks() {
+		errs = append(errs, os.Remove(link))
+	}
+	folders := m.ownFolders()
+	if !m.KeepData {
+		errs = append(errs, m.removeData())
+	}
+	folders = append(folders, m.caches()...)
+	for _, dir := range folders {
+		if _, err := os.Lstat(dir); errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
+		if err := removeTree(dir); err != nil {
+			errs = append(errs, err)
+			continue
+		}
+		if !within(dir, paths.PodLogs) {
+			m.tell("removed %s", dir)
+		}
+	}
+	for _, dir := range mayLeaveEmpty() {
+		_ = os.Remove(dir)
+	}
+	for _, path := range m.programs() {
+		if err := os.Remove(path); err != nil {
+			errs = append(errs, err)
+			continue
+		}
+		m.tell("removed %s", path)
+	}
+	return errors.Join(errs...)
+}
+
+// caches are where podo unpacked its tools for the users whose kubeconfigs we know.
+func (m *machine) caches() []string {
+	var out []string
+	for _, path := range m.Kubeconfigs {
+		home := filepath.Dir(filepath.Dir(path))
+		if dir := filepath.Join(home, ".cache", "podo"); filepath.Base(filepath.Dir(path)) == ".kube" {
+			out = append(out, dir)
+		}
+	}
+	return out
+}
+
+func (m *machine) removeService(ctx context.Context) error {
+	var errs []error
+	for _, s := range services() {
+		if _, err := os.Lstat(s.file); err == nil && managed(s) {
+			errs = append(errs, run(ctx, s.disable))
+		}
+	}
+	files := serviceFiles()
+	for _, path := range files {
+		if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			errs = append(errs, err)
+			continue
+		}
+		m.tell("removed %s", path)
+	}
+	for _, s := range services() {
+		if slices.Contains(files, s.file) && managed(s) {
+			errs = append(errs, run(ctx, s.forget))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// removeData empties the data directory of what is podo's, and then removes it and
+// the link that leads to it, if nothing of anybody else's is left there.
+func (m *machine) removeData() error {
+	entries, err := os.ReadDir(m.data)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	var errs []error
+	for _, e := range entries {
+		if dataEntries(e.Name()) {
+			errs = append(errs, removeTree(filepath.Join(m.data, e.Name())))
+		}
+	}
+	switch err := os.Remove(m.data); {
+	case err == nil:
+		if link := filepath.Clean(m.Paths.Data); link != m.data {
+			errs = append(errs, os.Remove(link))
+		}
+	case errors.Is(err, unix.EBUSY), errors.Is(err, unix.ENOTEMPTY):
+		// A mount point stays as such; Verify tells of what else is there.
+	default:
+		errs = append(errs, err)
+	}
+	if err := errors.Join(errs...); err != nil {
+		return err
+	}
+	m.tell("removed %s", m.Paths.Data)
+	return nil
+}
+
+// removeTree removes a file or a folder with all it holds. It follows no symbolic
+// link and enters no mounted file system, bind mounts of the same one included.
+func removeTree(path string) error {
+	info, err := os.Lstat(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	if info.IsDir() {
+		if _, err := emptyFolder(path); err != nil {
+			return err
+		}
+	}
+	if err := os.Remove(path); err != nil && !errors.Is(err, unix.EBUSY) {
+		return err
+	}
+	return nil
+}
+
+// emptyFolder removes everything in a folder and reports how many entries it had.
+func emptyFolder(path string) (int, error) {
+	fd, err := unix.Open(path, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	if errors.Is(err, unix.ENOENT) {
+		return 0, nil
+	}
+	if err != nil {
+		return 0, &fs.PathError{Op: "open", Path: path, Err: err}
+	}
+	return emptyOpen(fd, path)
+}
+
+// emptyOpen empties the folder behind fd, and closes fd.
+func emptyOpen(fd int, path string) (int, error) {
+	dir := os.NewFile(uintptr(fd), path)
+	defer dir.Close()
+	names, err := dir.Readdirnames(-1)
+	if err != nil {
+		return 0, err
+	}
+	var errs []error
+	for _, name := range names {
+		if err := removeAt(fd, name, filepath.Join(path, name)); err != nil {
+			errs = append(errs, err)
+		}
+	}
+	return len(names), errors.Join(errs...)
+}
+
+func removeAt(fd int, name, path string) error {
+	err := unix.Unlinkat(fd, name, 0)
+	switch {
+	case err == nil, errors.Is(err, unix.ENOENT):
+		return nil
+	case errors.Is(err, unix.EISDIR), errors.Is(err, unix.EPERM):
+	case errors.Is(err, unix.EBUSY):
+		return fmt.Errorf("%s is a mount point; unmount it first", path)
+	default:
+		return &fs.PathError{Op: "remove", Path: path, Err: err}
+	}
+	sub, openErr := unix.Openat2(fd, name, &unix.OpenHow{
+		Flags:   unix.O_RDONLY | unix.O_DIRECTORY | unix.O_NOFOLLOW | unix.O_CLOEXEC,
+		Resolve: unix.RESOLVE_NO_XDEV | unix.RESOLVE_NO_SYMLINKS | unix.RESOLVE_BENEATH,
+	})
+	switch {
+	case errors.Is(openErr, unix.EXDEV):
+		return fmt.Errorf("%s is a mounted file system; unmount it first", path)
+	case errors.Is(openErr, unix.ENOTDIR): // a file that may not be removed
+		return &fs.PathError{Op: "remove", Path: path, Err: err}
+	case openErr != nil:
+		return &fs.PathError{Op: "open", Path: path, Err: openErr}
+	}
+	if _, err := emptyOpen(sub, path); err != nil {
+		return err
+	}
+	if err := unix.Unlinkat(fd, name, unix.AT_REMOVEDIR); err != nil && !errors.Is(err, unix.ENOENT) {
+		return &fs.PathError{Op: "remove", Path: path, Err: err}
+	}
+	return nil
+}

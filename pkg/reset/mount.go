@@ -1,0 +1,191 @@
+package reset
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/podo-dev/podo/pkg/paths"
+)
+
+// A mount is one line of /proc/self/mountinfo.
+type mount struct {
+	id, parent int
+	device     string // major:minor
+	root       string // what of the file system is mounted
+	point      string // and where
+	fstype     string
+	super      string // options of the file system, such as cgroup controllers
+}
+
+func mounts() ([]mount, error) {
+	text, err := os.ReadFile("/proc/self/mountinfo")
+	if err != nil {
+		return nil, err
+	}
+	return parseMounts(string(text)), nil
+}
+
+func parseMounts(text string) []mount {
+	var out []mount
+	for line := range strings.Lines(text) {
+		left, right, ok := strings.Cut(strings.TrimSpace(line), " - ")
+		f, g := strings.Fields(left), strings.Fields(right)
+		if !ok || len(f) < 6 || len(g) < 3 {
+			continue
+		}
+		m := mount{device: f[2], root: unescape(f[3]), point: unescape(f[4]), fstype: g[0], super: g[2]}
+		m.id, _ = strconv.Atoi(f[0])
+		m.parent, _ = strconv.Atoi(f[1])
+		out = append(out, m)
+	}
+	return out
+}
+
+// unescape turns the kernel's \040 and the like back into characters.
+func unescape(s string) string {
+	var b strings.Builder
+	for i := 0; i < len(s); i++ {
+		if s[i] == '\\' && i+3 < len(s) {
+			if n, err := strconv.ParseUint(s[i+1:i+4], 8, 8); err == nil {
+				b.WriteByte(byte(n))
+				i += 3
+				continue
+			}
+		}
+		b.WriteByte(s[i])
+	}
+	return b.String()
+}
+
+// ours picks what podo, its kubelet and its containerd mounted, in mounting order.
+//
+// A disk that somebody mounted for podo stays, be it the data directory itself or a
+// folder in it: of the data directory, only what is inside containerd's root counts.
+func (m *machine) ourMounts(all []mount) []mount {
+	device := map[int]string{}
+	for _, t := range all {
+		device[t.id] = t.device
+	}
+	shared := m.otherKubelet(sameHost) != ""
+	run := resolved(m.Paths.Run)
+	engine := m.real.ContainerdRoot()
+	kubelet := resolved(paths.KubeletRoot)
+	var out []mount
+	for _, t := range all {
+		switch {
+		case strings.HasSuffix(t.point, "//deleted"):
+		case within(t.point, run), within(t.point, engine):
+			out = append(out, t)
+		case shared:
+		case within(t.point, kubelet):
+			out = append(out, t)
+		case t.point == kubelet && t.device == device[t.parent]:
+			// The kubelet mounts its root onto itself. A disk of its own mounted
+			// there comes from another device than the folder it covers.
+			out = append(out, t)
+		}
+	}
+	return out
+}
+
+// resolved is path without symbolic links, as mountinfo has it.
+func resolved(path string) string {
+	if real, err := filepath.EvalSymlinks(path); err == nil {
+		return real
+	}
+	return path
+}
+
+// unmount takes away our mounts, the last first. What is busy gets a moment, since
+// the kernel ends killed processes in its own time, and is then detached: it vanishes
+// from view at once and from the kernel when its last user ends.
+func (m *machine) unmount(ctx context.Context) error {
+	count := -1
+	for try := 0; ; try++ {
+		all, err := mounts()
+		if err != nil {
+			return fmt.Errorf("unmount: %w", err)
+		}
+		left := m.ourMounts(all)
+		if count < 0 {
+			count = len(left)
+		}
+		if len(left) == 0 {
+			if count > 0 {
+				m.tell("unmounted %s", plural(count, "mount", "mounts"))
+			}
+			return nil
+		}
+		flags := unix.UMOUNT_NOFOLLOW
+		if try >= 5 {
+			flags |= unix.MNT_DETACH
+		}
+		var errs []error
+		for _, t := range slices.Backward(left) {
+			err := unix.Unmount(t.point, flags)
+			if err != nil && !errors.Is(err, unix.EINVAL) && !errors.Is(err, unix.ENOENT) {
+				errs = append(errs, fmt.Errorf("unmount %s: %w", t.point, err))
+			}
+		}
+		if try >= 7 && len(errs) > 0 || try >= 20 {
+			return errors.Join(append(errs, fmt.Errorf("%s could not be unmounted", plural(len(left), "mount", "mounts")))...)
+		}
+		if len(errs) > 0 {
+			pause(ctx, 100*time.Millisecond)
+		}
+	}
+}
+
+// netnsFolder is where tools that use no folder of their own keep named network
+// namespaces.
+const netnsFolder = "/run/netns"
+
+// podNetns lists the network namespaces in the shared folder that CNI made, that no
+// process uses and that no other kubelet may still want. Those in podo's own run
+// directory are mounts like all others there.
+func (m *machine) podNetns() []string {
+	entries, err := os.ReadDir(netnsFolder)
+	if err != nil || m.otherKubelet(sameHost) != "" {
+		return nil
+	}
+	used := map[uint64]bool{}
+	for _, p := range processes() {
+		var st unix.Stat_t
+		if unix.Stat(fmt.Sprintf("/proc/%d/ns/net", p.pid), &st) == nil {
+			used[st.Ino] = true
+		}
+	}
+	var out []string
+	for _, e := range entries {
+		path := filepath.Join(netnsFolder, e.Name())
+		var st unix.Stat_t
+		if strings.HasPrefix(e.Name(), "cni-") && unix.Stat(path, &st) == nil && !used[st.Ino] {
+			out = append(out, path)
+		}
+	}
+	return out
+}
+
+func (m *machine) removeNetns() error {
+	found := m.podNetns()
+	var errs []error
+	for _, path := range found {
+		_ = unix.Unmount(path, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW)
+		if err := os.Remove(path); err != nil {
+			errs = append(errs, err)
+		}
+	}
+	if n := len(found) - len(errs); n > 0 {
+		m.tell("removed %s", plural(n, "network namespace", "network namespaces"))
+	}
+	return errors.Join(errs...)
+}

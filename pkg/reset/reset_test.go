@@ -1,0 +1,569 @@
+package reset
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"os/signal"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
+	"github.com/podo-dev/podo/pkg/paths"
+)
+
+// The test builds a small machine: this binary plays podo, containerd, shims and
+// containers, inside mount, network and cgroup namespaces of its own with empty
+// folders where podo's are. The kernel objects in it are real.
+const (
+	roleVariable  = "PODO_RESET_ROLE"
+	stageVariable = "PODO_RESET_STAGE"
+	group         = "podo-reset-test"
+)
+
+func TestMain(m *testing.M) {
+	if role := os.Getenv(roleVariable); role != "" {
+		play(role)
+		os.Exit(0)
+	}
+	os.Exit(m.Run())
+}
+
+// play is what the processes of the small machine do.
+func play(role string) {
+	os.Unsetenv(roleVariable)
+	terminate := make(chan os.Signal, 1)
+	switch role {
+	case "podo":
+		p := paths.New(paths.DefaultData)
+		for _, path := range []string{p.Lock(), p.RunLock()} {
+			f, err := os.Create(path)
+			if err == nil {
+				err = unix.Flock(int(f.Fd()), unix.LOCK_EX)
+			}
+			if err != nil {
+				fmt.Println(err)
+				return
+			}
+			defer f.Close()
+		}
+		signal.Notify(terminate, syscall.SIGTERM)
+	case "containerd":
+		signal.Notify(terminate, syscall.SIGTERM)
+	case "shim", "killed-shim":
+		app := exec.Command(os.Getenv("APP"))
+		app.Env = append(os.Environ(), roleVariable+"=app")
+		app.Stdout = os.Stdout
+		app.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+		if err := app.Start(); err != nil {
+			fmt.Println(err)
+		}
+		if role == "killed-shim" {
+			return // leaving an orphan
+		}
+		signal.Ignore(syscall.SIGTERM)
+		time.Sleep(time.Hour)
+	case "app":
+		for _, procs := range strings.Fields(os.Getenv("CGROUPS")) {
+			if err := os.WriteFile(procs, []byte("0"), 0); err != nil {
+				fmt.Println(err)
+			}
+		}
+		signal.Ignore(syscall.SIGTERM)
+		if mark := os.Getenv("MARK"); mark != "" {
+			signal.Reset(syscall.SIGTERM)
+			signal.Notify(terminate, syscall.SIGTERM)
+			defer os.WriteFile(mark, nil, 0o644)
+		}
+	}
+	fmt.Println("up")
+	select {
+	case <-terminate:
+	case <-time.After(time.Hour):
+	}
+}
+
+func TestSmallMachine(t *testing.T) {
+	if os.Getuid() != 0 {
+		t.Skip("needs root")
+	}
+	switch os.Getenv(stageVariable) {
+	case "":
+		for _, h := range hierarchies() {
+			dir := filepath.Join(h.point, group)
+			t.Cleanup(func() { removeGroup(dir) })
+		}
+		cmd := exec.Command("/proc/self/exe", "-test.run=^TestSmallMachine$", "-test.v=true", "-test.timeout=1m")
+		cmd.Env = append(os.Environ(), stageVariable+"=1")
+		cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNS | syscall.CLONE_NEWNET | syscall.CLONE_NEWPID, Pdeathsig: syscall.SIGKILL}
+		out, err := cmd.CombinedOutput()
+		if err != nil || testing.Verbose() {
+			t.Logf("%s", out)
+		}
+		if err != nil {
+			t.Error(err)
+		}
+	case "1":
+		enterGroups(t)
+		runtime.LockOSThread()
+		must(t, unix.Unshare(unix.CLONE_NEWCGROUP))
+		must(t, os.Setenv(stageVariable, "2"))
+		t.Fatal(syscall.Exec("/proc/self/exe", os.Args, os.Environ()))
+	case "2":
+		smallMachine(t)
+	}
+}
+
+func must(t *testing.T, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// enterGroups moves this process to a cgroup of its own, which the next stage will
+// take for the top.
+func enterGroups(t *testing.T) {
+	for _, h := range hierarchies() {
+		dir := filepath.Join(h.point, group)
+		if err := os.MkdirAll(dir, 0o755); err != nil {
+			t.Logf("no cgroup there: %v", err)
+			continue
+		}
+		for _, f := range []string{"cpuset.cpus", "cpuset.mems"} {
+			if all, err := os.ReadFile(filepath.Join(h.point, f)); err == nil {
+				_ = os.WriteFile(filepath.Join(dir, f), all, 0)
+			}
+		}
+		if err := os.WriteFile(filepath.Join(dir, "cgroup.procs"), []byte("0"), 0); err != nil {
+			t.Logf("not in a cgroup: %v", err)
+		}
+	}
+}
+
+func removeGroup(dir string) {
+	for _, sub := range subfolders(dir) {
+		removeGroup(sub)
+	}
+	for range 100 {
+		if err := os.Remove(dir); err == nil || errors.Is(err, os.ErrNotExist) {
+			return
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+}
+
+func smallMachine(t *testing.T) {
+	must(t, unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""))
+	must(t, unix.Mount("proc", "/proc", "proc", 0, ""))
+	app := filepath.Join(t.TempDir(), "app")
+	copyFile(t, "/proc/self/exe", app)
+	for _, dir := range []string{"/run", "/etc", "/var/lib", "/var/log", "/usr/local/bin", "/opt", "/root"} {
+		must(t, unix.Mount("tmpfs", dir, "tmpfs", 0, ""))
+	}
+	groups := mountGroups(t)
+	if got := namespacesOf(os.Getpid()); got == namespacesOf(os.Getppid()) {
+		t.Fatalf("still in the machine's own namespaces: %v", got)
+	}
+	p := paths.New(paths.DefaultData)
+	bin := filepath.Join(p.Payload(), "abc")
+	for _, dir := range []string{bin, p.Run, p.Etc, p.CNIData() + "/cbr0", p.ContainerdRoot(), "/root/.kube",
+		paths.KubeletRoot + "/pods", paths.ContainerLogs, "/var/log/pods/ns_pod_123", cniResults, shimSockets, netnsFolder, "/opt/containerd/bin"} {
+		must(t, os.MkdirAll(dir, 0o755))
+	}
+	const (
+		first  = "1111111111111111111111111111111111111111111111111111111111111111"
+		second = "2222222222222222222222222222222222222222222222222222222222222222"
+		mark   = "/root/mark"
+	)
+
+	// Processes: podo, its containerd, a pod with its shim, a pod that lost its shim,
+	// and the shim of somebody else's containerd.
+	copyFile(t, app, bin+"/containerd")
+	copyFile(t, app, bin+"/containerd-shim-runc-v2")
+	must(t, os.MkdirAll("/opt/other", 0o755))
+	copyFile(t, app, "/opt/other/containerd-shim-runc-v2")
+	start(t, app, "podo", nil, "server")
+	podo := start(t, app, "idle", nil)
+	start(t, bin+"/containerd", "containerd", nil, "--config", p.ContainerdConfig())
+	shimArgs := func(id, socket string) []string {
+		return []string{"-namespace", "k8s.io", "-id", id, "-address", socket}
+	}
+	start(t, bin+"/containerd-shim-runc-v2", "shim",
+		[]string{"APP=" + app, "CGROUPS=" + groups("kubepods/burstable/pod1/"+first), "MARK=" + mark},
+		shimArgs(first, p.Socket("containerd"))...)
+	must(t, os.MkdirAll(filepath.Join(p.RuncState(), "k8s.io", second), 0o711))
+	start(t, bin+"/containerd-shim-runc-v2", "killed-shim",
+		[]string{"APP=" + app, "CGROUPS=" + groups("kubepods/besteffort/pod2/"+second)},
+		shimArgs(second, p.Socket("containerd"))...)
+	stranger := start(t, "/opt/other/containerd-shim-runc-v2", "shim", []string{"APP=" + app},
+		shimArgs(strings.Repeat("3", 64), "/run/containerd/containerd.sock")...)
+
+	// Mounts: podo's, and a disk and a folder that belong to people.
+	mustMount := func(what, where, kind string, flags uintptr) {
+		t.Helper()
+		must(t, os.MkdirAll(where, 0o755))
+		must(t, unix.Mount(what, where, kind, flags, ""))
+	}
+	mustMount("tmpfs", p.ContainerdState()+"/io.containerd.runtime.v2.task/k8s.io/"+first+"/rootfs", "tmpfs", 0)
+	mustMount("tmpfs", p.ContainerdRoot()+"/tmpmounts/x y", "tmpfs", 0)
+	mustMount(paths.KubeletRoot, paths.KubeletRoot, "", unix.MS_BIND)
+	mustMount("tmpfs", paths.KubeletRoot+"/pods/1/volumes/secret", "tmpfs", 0)
+	must(t, os.MkdirAll("/root/folder", 0o755))
+	must(t, os.WriteFile("/root/folder/precious", nil, 0o644))
+	mustMount("/root/folder", paths.KubeletRoot+"/pods/1/volumes/local", "", unix.MS_BIND)
+	busy := exec.Command("sleep", "1000")
+	busy.Dir = paths.KubeletRoot + "/pods/1/volumes/local"
+	must(t, busy.Start())
+	defer func() { _ = busy.Process.Kill(); _ = busy.Wait() }()
+	disk := filepath.Join(p.Data, "storage", "disk")
+	mustMount("tmpfs", disk, "tmpfs", 0)
+	must(t, os.WriteFile(disk+"/precious", nil, 0o644))
+	twin := filepath.Join(p.Data, "server", "twin") // a bind mount of the same file system
+	must(t, os.MkdirAll("/var/lib/home", 0o755))
+	must(t, os.WriteFile("/var/lib/home/precious", nil, 0o644))
+	mustMount("/var/lib/home", twin, "", unix.MS_BIND)
+
+	for _, path := range []string{p.ContainerdState() + "/netns/cni-1", netnsFolder + "/cni-2"} {
+		must(t, os.MkdirAll(filepath.Dir(path), 0o755))
+		must(t, os.WriteFile(path, nil, 0o444))
+		newNetns(t, path)
+	}
+
+	// Network.
+	linkUp(t)
+	tables := []tableName{{unix.NFPROTO_IPV4, "kube-proxy"}, {unix.NFPROTO_IPV6, "kube-proxy"},
+		{unix.NFPROTO_INET, "cni_plugins_masquerade"}, {unix.NFPROTO_IPV4, "theirs"}}
+	must(t, changeTables(unix.NFT_MSG_NEWTABLE, unix.NLM_F_CREATE, tables))
+
+	// Files.
+	must(t, os.WriteFile(p.Layout(), []byte("1\n"), 0o644))
+	must(t, os.WriteFile(p.CNIData()+"/cbr0/10.42.0.2", nil, 0o644))
+	must(t, os.WriteFile(cniResults+"/cbr0-"+first+"-eth0", nil, 0o600))
+	must(t, os.WriteFile(cniResults+"/theirs", nil, 0o600))
+	must(t, os.Symlink("/var/log/pods/ns_pod_123/0.log", paths.ContainerLogs+"/pod.log"))
+	must(t, os.WriteFile(p.ConfigFile(), nil, 0o600))
+	must(t, os.WriteFile("/usr/local/bin/podo", nil, 0o755))
+	must(t, os.Symlink("podo", "/usr/local/bin/kubectl"))
+	must(t, os.Symlink("/opt/other/ctr", "/usr/local/bin/ctr"))
+	must(t, os.Symlink("/root/folder", p.Data+"/agent/link"))
+	staleSocket(t, shimSockets+"/aaaa")
+	must(t, os.WriteFile("/root/.kube/config", []byte("apiVersion: v1\nkind: Config\nclusters: []\n"+
+		"contexts:\n- name: podo\n  context: {cluster: podo, user: podo}\n- name: work\n  context: {cluster: work, user: work}\n"), 0o600))
+
+	o := Options{Paths: p, Grace: 5 * time.Second, Executable: "/usr/local/bin/podo",
+		Kubeconfigs: []string{"/root/.kube/config"}, Tell: func(s string) { t.Log(s) }}
+
+	before := kinds(t, o)
+	for _, kind := range []string{"process", "mount", "netns", "link", "table", "cgroup", "file"} {
+		if before[kind] == 0 && (kind != "cgroup" || groups("x") != "") {
+			t.Errorf("Verify saw no %s on a running machine", kind)
+		}
+	}
+
+	must(t, Kill(t.Context(), o))
+	if _, err := os.Stat(mark); err != nil {
+		t.Errorf("the container was not given its grace: %v", err)
+	}
+	after := kinds(t, o)
+	if delete(after, "file"); len(after) != 0 {
+		left, _ := Verify(o)
+		t.Errorf("after Kill: %v", left)
+	}
+	for _, path := range []string{p.Layout(), p.ConfigFile(), disk + "/precious", twin + "/precious", "/root/folder/precious", "/var/lib/home/precious", cniResults + "/theirs", "/var/log/pods/ns_pod_123"} {
+		if _, err := os.Stat(path); err != nil {
+			t.Errorf("Kill took too much: %v", err)
+		}
+	}
+	for _, path := range []string{p.Run, p.CNIData() + "/cbr0", cniResults + "/cbr0-" + first + "-eth0", shimSockets + "/aaaa"} {
+		if _, err := os.Lstat(path); err == nil {
+			t.Errorf("Kill left %s", path)
+		}
+	}
+	if !alive(stranger) || !alive(podo) {
+		t.Error("Kill killed processes that are not podo's")
+	}
+	checkForeign(t)
+	must(t, Kill(t.Context(), o)) // once more, on a machine where nothing runs
+
+	// Uninstalling with disks of other people in the data directory.
+	err := Uninstall(t.Context(), o)
+	if err == nil || !strings.Contains(err.Error(), disk) || !strings.Contains(err.Error(), twin) {
+		t.Errorf("Uninstall = %v, want complaints about %s and %s", err, disk, twin)
+	}
+	for _, path := range []string{disk + "/precious", twin + "/precious", "/root/folder/precious", "/opt/other"} {
+		if _, err := os.Stat(path); err != nil {
+			t.Errorf("Uninstall took too much: %v", err)
+		}
+	}
+	if left, err := Verify(o); err != nil || len(left) != 2 {
+		t.Errorf("Verify = %v, %v; want server and storage", left, err)
+	}
+	must(t, unix.Unmount(disk, 0))
+	must(t, unix.Unmount(twin, 0))
+	must(t, Uninstall(t.Context(), o))
+	if left, err := Verify(o); err != nil || len(left) != 0 {
+		t.Errorf("Verify = %v, %v; want nothing", left, err)
+	}
+	for _, path := range []string{p.Data, p.Etc, p.Run, paths.KubeletRoot, paths.ContainerLogs, "/opt/containerd", "/usr/local/bin/podo", "/usr/local/bin/kubectl"} {
+		if _, err := os.Lstat(path); err == nil {
+			t.Errorf("Uninstall left %s", path)
+		}
+	}
+	for _, path := range []string{"/usr/local/bin/ctr", cniResults + "/theirs", "/var/lib/home/precious"} {
+		if _, err := os.Lstat(path); err != nil {
+			t.Errorf("Uninstall took too much: %v", err)
+		}
+	}
+	if text, _ := os.ReadFile("/root/.kube/config"); strings.Contains(string(text), "podo") || !strings.Contains(string(text), "work") {
+		t.Errorf("kubeconfig = %s", text)
+	}
+	checkForeign(t)
+	must(t, Uninstall(t.Context(), o))
+
+	// Another kubelet's things are left alone.
+	linkUp(t)
+	must(t, os.MkdirAll(paths.KubeletRoot, 0o755))
+	copyFile(t, app, "/opt/other/kubelet")
+	start(t, "/opt/other/kubelet", "idle", nil)
+	must(t, Uninstall(t.Context(), o))
+	if links, _ := ourLinks(); len(links) == 0 {
+		t.Error("another kubelet's links were removed")
+	}
+	if _, err := os.Stat(paths.KubeletRoot); err != nil {
+		t.Error("another kubelet's folder was removed")
+	}
+
+	// A folder that is not podo's is refused.
+	o.Paths.Data = "/opt/other"
+	if err := Uninstall(t.Context(), o); err == nil || !strings.Contains(err.Error(), "--data-dir") {
+		t.Errorf("Uninstall of a foreign folder = %v", err)
+	}
+	o.Paths.Data = "/var"
+	if err := Uninstall(t.Context(), o); err == nil {
+		t.Error("Uninstall of /var was not refused")
+	}
+}
+
+func kinds(t *testing.T, o Options) map[string]int {
+	t.Helper()
+	left, err := Verify(o)
+	must(t, err)
+	out := map[string]int{}
+	for _, l := range left {
+		out[l.Kind]++
+	}
+	return out
+}
+
+func checkForeign(t *testing.T) {
+	t.Helper()
+	if _, err := netlink.LinkByName("theirs0"); err != nil {
+		t.Error("somebody else's link was removed")
+	}
+	if _, err := netlink.LinkByName("flannel-wg"); err != nil {
+		t.Error("a link of another kind was removed for its name")
+	}
+	tables, err := listTables()
+	if err != nil || !slices.Contains(tables, tableName{unix.NFPROTO_IPV4, "theirs"}) {
+		t.Errorf("tables = %v, %v; somebody else's is gone", tables, err)
+	}
+}
+
+func linkUp(t *testing.T) {
+	t.Helper()
+	bridge := &netlink.Bridge{LinkAttrs: netlink.LinkAttrs{Name: "cni0"}}
+	must(t, netlink.LinkAdd(bridge))
+	must(t, netlink.LinkAdd(&netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: "veth1234", MasterIndex: bridge.Index}, PeerName: "peer"}))
+	for _, name := range []string{"theirs0", "flannel-wg"} {
+		if err := netlink.LinkAdd(&netlink.Bridge{LinkAttrs: netlink.LinkAttrs{Name: name}}); err != nil && !errors.Is(err, unix.EEXIST) {
+			t.Fatal(err)
+		}
+	}
+	if err := netlink.LinkAdd(&netlink.Vxlan{LinkAttrs: netlink.LinkAttrs{Name: "flannel.1"}, VxlanId: 1, Port: 8472}); err != nil {
+		t.Logf("no vxlan here: %v", err)
+	}
+}
+
+// start runs a role and returns once it is up.
+func start(t *testing.T, exe, role string, env []string, args ...string) *exec.Cmd {
+	t.Helper()
+	cmd := exec.Command(exe, args...)
+	cmd.Env = append(append(os.Environ(), roleVariable+"="+role), env...)
+	out, in, err := os.Pipe() // which outlives cmd, as its children may
+	must(t, err)
+	t.Cleanup(func() { out.Close(); in.Close() })
+	cmd.Stdout = in
+	must(t, cmd.Start())
+	done := make(chan struct{})
+	go func() { defer close(done); _ = cmd.Wait() }()
+	t.Cleanup(func() { _ = cmd.Process.Kill(); <-done })
+	line, err := bufio.NewReader(out).ReadString('\n')
+	if err != nil || line != "up\n" {
+		t.Fatalf("%s: %q, %v", role, line, err)
+	}
+	return cmd
+}
+
+func alive(cmd *exec.Cmd) bool {
+	p, ok := readProcess(cmd.Process.Pid)
+	return ok && p.state != 'Z'
+}
+
+// mountGroups shows the cgroups as the namespace has them, and returns a function
+// that makes one in each hierarchy and lists their cgroup.procs.
+func mountGroups(t *testing.T) func(path string) string {
+	was := hierarchies()
+	if len(was) == 1 && was[0].v2 {
+		must(t, unix.Mount("cgroup2", "/sys/fs/cgroup", "cgroup2", 0, ""))
+	} else {
+		must(t, unix.Mount("tmpfs", "/sys/fs/cgroup", "tmpfs", 0, ""))
+		must(t, os.MkdirAll("/sys/fs/cgroup/pids", 0o755))
+		must(t, unix.Mount("cgroup", "/sys/fs/cgroup/pids", "cgroup", 0, "pids"))
+		must(t, os.MkdirAll("/sys/fs/cgroup/unified", 0o755))
+		must(t, unix.Mount("cgroup2", "/sys/fs/cgroup/unified", "cgroup2", 0, ""))
+	}
+	return func(path string) string {
+		var out []string
+		for _, h := range hierarchies() {
+			dir := filepath.Join(h.point, path)
+			if _, err := os.Stat(filepath.Join(h.point, "cgroup.procs")); err == nil && os.MkdirAll(dir, 0o755) == nil {
+				out = append(out, filepath.Join(dir, "cgroup.procs"))
+			}
+		}
+		return strings.Join(out, " ")
+	}
+}
+
+// newNetns makes a network namespace that only a mount keeps alive.
+func newNetns(t *testing.T, path string) {
+	t.Helper()
+	done := make(chan error)
+	go func() {
+		runtime.LockOSThread() // for good: the thread is not fit for anything else
+		err := unix.Unshare(unix.CLONE_NEWNET)
+		if err == nil {
+			err = unix.Mount(fmt.Sprintf("/proc/self/task/%d/ns/net", unix.Gettid()), path, "", unix.MS_BIND, "")
+		}
+		done <- err
+	}()
+	must(t, <-done)
+}
+
+func staleSocket(t *testing.T, path string) {
+	t.Helper()
+	l, err := net.Listen("unix", path)
+	must(t, err)
+	l.(*net.UnixListener).SetUnlinkOnClose(false)
+	l.Close()
+}
+
+func copyFile(t *testing.T, from, to string) {
+	t.Helper()
+	text, err := os.ReadFile(from)
+	must(t, err)
+	must(t, os.WriteFile(to, text, 0o755))
+}
+
+func TestParseMounts(t *testing.T) {
+	got := parseMounts(`22 27 0:21 / /proc rw,relatime - proc proc rw
+31 22 0:28 /a\040b /mnt/c\134d rw shared:5 master:2 - tmpfs none rw,mode=755
+broken line
+`)
+	want := []mount{
+		{id: 22, parent: 27, device: "0:21", root: "/", point: "/proc", fstype: "proc", super: "rw"},
+		{id: 31, parent: 22, device: "0:28", root: "/a b", point: `/mnt/c\d`, fstype: "tmpfs", super: "rw,mode=755"},
+	}
+	if !slices.Equal(got, want) {
+		t.Errorf("got %+v", got)
+	}
+}
+
+func TestOurMountsKeepsDisks(t *testing.T) {
+	m, err := look(Options{Paths: paths.Paths{Etc: "/none/etc", Data: "/none/data", Run: "/none/run"}})
+	must(t, err)
+	all := []mount{
+		{id: 1, device: "8:1", point: "/"},
+		{id: 2, parent: 1, device: "8:2", point: "/none/data"},
+		{id: 3, parent: 1, device: "8:3", point: "/var/lib/kubelet"},
+		{id: 4, parent: 3, device: "8:3", point: "/var/lib/kubelet"},
+		{id: 5, parent: 4, device: "0:9", point: "/var/lib/kubelet/pods/x"},
+		{id: 6, parent: 2, device: "8:4", point: "/none/data/storage"},
+		{id: 7, parent: 2, device: "8:2", point: "/none/data/agent/containerd/tmpmounts/1"},
+		{id: 8, parent: 1, device: "0:4", point: "/none/run/containerd/netns/cni-1"},
+		{id: 9, parent: 1, device: "0:4", point: "/none/running"},
+	}
+	var got []int
+	for _, t := range m.ourMounts(all) {
+		got = append(got, t.id)
+	}
+	if !slices.Equal(got, []int{4, 5, 7, 8}) {
+		t.Errorf("ours = %v", got)
+	}
+}
+
+func TestContainerOf(t *testing.T) {
+	for in, want := range map[string]string{"abc": "abc", "cri-containerd-abc.scope": "abc", "kubepods.slice": "kubepods.slice"} {
+		if got := containerOf(in); got != want {
+			t.Errorf("containerOf(%q) = %q, want %q", in, got, want)
+		}
+	}
+}
+
+func TestUndoIPTables(t *testing.T) {
+	const save = `# a comment
+*nat
+:PREROUTING ACCEPT [1:2]
+:KUBE-SERVICES - [0:0]
+:DOCKER - [0:0]
+-A PREROUTING -m comment --comment "kubernetes service portals" -j KUBE-SERVICES
+-A PREROUTING -j DOCKER
+-A KUBE-SERVICES -d 10.43.0.1/32 -j KUBE-SVC-1
+COMMIT
+*filter
+:INPUT ACCEPT [0:0]
+-A INPUT -j ACCEPT
+COMMIT
+`
+	const want = `*nat
+-F KUBE-SERVICES
+-D PREROUTING -m comment --comment "kubernetes service portals" -j KUBE-SERVICES
+-X KUBE-SERVICES
+COMMIT
+`
+	if got, n := undoIPTables(save); got != want || n != 1 {
+		t.Errorf("undo of %d chains = %s", n, got)
+	}
+}
+
+func TestHoldNamesTheRemedy(t *testing.T) {
+	dir := t.TempDir()
+	m, err := look(Options{Paths: paths.Paths{Etc: dir, Data: dir, Run: dir}})
+	must(t, err)
+	release, err := m.hold(t.Context())
+	must(t, err)
+	release()
+	f, err := os.Create(m.Paths.Lock())
+	must(t, err)
+	defer f.Close()
+	must(t, unix.Flock(int(f.Fd()), unix.LOCK_EX))
+	ctx, stop := context.WithTimeout(t.Context(), 100*time.Millisecond)
+	defer stop()
+	if _, err := m.hold(ctx); !errors.Is(err, ErrHeld) {
+		t.Errorf("hold = %v", err)
+	}
+	if got := lockHolders(m.Paths.Lock()); !slices.Contains(got, os.Getpid()) {
+		t.Errorf("holders = %v, want %d", got, os.Getpid())
+	}
+}

@@ -1,0 +1,87 @@
+// Package server wires the control plane.
+//
+// Build is the boot order: each line adds a part and names what it needs. Parts
+// that only talk to the API are started together with it, behind the gate, and
+// stop before it. Nothing is decided here; that is package plan's work.
+package server
+
+import (
+	"context"
+	"errors"
+	"io/fs"
+	"log/slog"
+	"time"
+
+	"k8s.io/client-go/rest"
+
+	"github.com/podo-dev/podo/pkg/deploy"
+	"github.com/podo-dev/podo/pkg/gate"
+	"github.com/podo-dev/podo/pkg/kube/apiserver"
+	"github.com/podo-dev/podo/pkg/kube/controllermanager"
+	"github.com/podo-dev/podo/pkg/kube/scheduler"
+	"github.com/podo-dev/podo/pkg/kubeconfig"
+	"github.com/podo-dev/podo/pkg/lifecycle"
+	"github.com/podo-dev/podo/pkg/plan"
+	"github.com/podo-dev/podo/pkg/storage/sqlite"
+)
+
+// patience is how long the API may take to become ready: a cold start on a small
+// board with a slow card takes a tenth of it.
+const patience = 5 * time.Minute
+
+// A Server is the control plane's place in a group.
+type Server struct {
+	Trust *lifecycle.Unit // certificates and kubeconfigs are on disk
+	API   *lifecycle.Unit // the API is ready
+	Store *sqlite.Store
+}
+
+// Deps are what the control plane takes from its surroundings.
+type Deps struct {
+	Gate      *gate.Gate
+	Manifests fs.FS
+	// Values are for ${NAME} in manifests, beyond those of the plan. Called once
+	// the API is ready.
+	Values func() (map[string]string, error)
+	Log    *slog.Logger
+}
+
+// Build adds the control plane to g. An error means that a flag passed through to
+// a component is wrong; all such mistakes are in it.
+func Build(g *lifecycle.Group, p plan.Server, d Deps) (Server, error) {
+	api, err1 := apiserver.New(p.APIServer, d.Gate, d.Log)
+	controllers, err2 := controllermanager.New(p.ControllerManager, d.Gate, d.Log)
+	var sched *scheduler.Scheduler
+	var err3 error
+	if p.Scheduler != nil {
+		sched, err3 = scheduler.New(*p.Scheduler, d.Gate, d.Log)
+	}
+	if err := errors.Join(err1, err2, err3); err != nil {
+		return Server{}, err
+	}
+	s := Server{Store: sqlite.New(p.Storage, d.Log)}
+
+	s.Trust = g.Add(Trust(p))
+	store := g.Add(s.Store, s.Trust) // a cluster's CA comes before its first object
+	s.API = g.Add(lifecycle.Within(patience, api), store, s.Trust)
+	g.Add(controllers, s.API.Begun())
+	if sched != nil {
+		g.Add(sched, s.API.Begun())
+	}
+	g.Add(deploy.New(p.Addons, d.Manifests, client(p, d.Gate), d.Values, d.Log), s.API)
+	return s, nil
+}
+
+// client is for podo's own work on the cluster.
+func client(p plan.Server, g *gate.Gate) func() (*rest.Config, error) {
+	return func() (*rest.Config, error) { return kubeconfig.Client(p.Paths.ServerKubeconfig("podo"), g.Dial) }
+}
+
+// Healthy reports whether the API answers, with the reason if it does not.
+func Healthy(ctx context.Context, p plan.Server) error {
+	rc, err := kubeconfig.Client(p.Paths.ServerKubeconfig("podo"), nil)
+	if err != nil {
+		return err
+	}
+	return ready(ctx, rc)
+}

@@ -1,0 +1,120 @@
+package server
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"os"
+	"os/user"
+	"strconv"
+	"time"
+
+	"k8s.io/client-go/rest"
+
+	"github.com/podo-dev/podo/pkg/atomicfile"
+	"github.com/podo-dev/podo/pkg/kubeconfig"
+	"github.com/podo-dev/podo/pkg/lifecycle"
+	"github.com/podo-dev/podo/pkg/paths"
+	"github.com/podo-dev/podo/pkg/pki"
+	"github.com/podo-dev/podo/pkg/plan"
+	"github.com/podo-dev/podo/pkg/token"
+)
+
+// Trust is everything that says who is who: the CAs, the certificates, the join
+// token, and a kubeconfig for every component and for the administrator.
+func Trust(p plan.Server) lifecycle.Component {
+	return lifecycle.Task("certificates", func(context.Context) error {
+		cas, _, err := pki.Ensure(p.Paths, pki.Table(p.Certificates.Names), time.Now)
+		if err != nil {
+			return err
+		}
+		ca := cas[pki.ServerCA].PEM
+		if _, err := token.Ensure(p.Paths.Token(), p.Certificates.Token, ca); err != nil {
+			return err
+		}
+		if err := internal(p); err != nil {
+			return err
+		}
+		return administrator(p.Paths, p.Kubeconfig, ca)
+	})
+}
+
+// internal writes the kubeconfigs of podo's own parts. They name certificates by
+// file, so a renewed certificate needs no new kubeconfig.
+func internal(p plan.Server) error {
+	var errs []error
+	for _, leaf := range pki.Table(p.Certificates.Names) {
+		switch leaf.Name {
+		case "podo", "kube-controller-manager", "kube-scheduler", "kubelet", "kube-proxy":
+		default:
+			continue
+		}
+		files, ca, path := leaf.Files(p.Paths), p.Paths.CA(pki.ServerCA).Cert, p.Paths.ServerKubeconfig(leaf.Name)
+		if leaf.Node {
+			ca, path = p.Paths.AgentCA(pki.ServerCA), p.Paths.AgentKubeconfig(leaf.Name)
+		}
+		errs = append(errs, kubeconfig.Write(path, kubeconfig.Config{
+			Name: "podo", Server: p.API, CAFile: ca, CertFile: files.Cert, KeyFile: files.Key,
+		}, kubeconfig.DefaultMode))
+	}
+	return errors.Join(errs...)
+}
+
+// administrator writes the kubeconfig that people use, complete in itself so that
+// it can be copied elsewhere.
+func administrator(p paths.Paths, k plan.Kubeconfig, ca []byte) error {
+	cert, key, err := read(p.ServerLeaf("admin"))
+	if err != nil {
+		return err
+	}
+	var opts []atomicfile.Option
+	if k.Group != "" {
+		gid, err := groupID(k.Group)
+		if err != nil {
+			return fmt.Errorf("write-kubeconfig-group: %w", err)
+		}
+		opts = append(opts, atomicfile.Group(gid))
+	}
+	return kubeconfig.Write(k.Path, kubeconfig.Config{Name: k.Name, Server: k.Server, CA: ca, Cert: cert, Key: key}, k.Mode, opts...)
+}
+
+func groupID(name string) (int, error) {
+	if gid, err := strconv.Atoi(name); err == nil {
+		return gid, nil
+	}
+	g, err := user.LookupGroup(name)
+	if err != nil {
+		return 0, err
+	}
+	return strconv.Atoi(g.Gid)
+}
+
+// ready asks the API whether it is ready.
+func ready(ctx context.Context, rc *rest.Config) error {
+	transport, err := rest.TransportFor(rc)
+	if err != nil {
+		return err
+	}
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, rc.Host+"/readyz", nil)
+	if err != nil {
+		return err
+	}
+	res, err := (&http.Client{Transport: transport}).Do(req)
+	if err != nil {
+		return err
+	}
+	res.Body.Close()
+	if res.StatusCode != http.StatusOK {
+		return fmt.Errorf("/readyz answers %s", res.Status)
+	}
+	return nil
+}
+
+func read(files paths.Pair) (cert, key []byte, err error) {
+	if cert, err = os.ReadFile(files.Cert); err != nil {
+		return nil, nil, err
+	}
+	key, err = os.ReadFile(files.Key)
+	return cert, key, err
+}

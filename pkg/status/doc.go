@@ -1,0 +1,7 @@
+// Package status tells an operator how the running podo stands.
+//
+// The server half is a Component that answers GET /status on a unix socket which
+// only root may open; the client half asks it, or waits until all is well. The
+// package knows no part of podo: whoever serves supplies the Report, afresh for each
+// question, and the socket tells nothing that would let a reader into the cluster.
+package status

@@ -1,0 +1,141 @@
+package token
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/podo-dev/podo/pkg/config"
+)
+
+const (
+	ca      = "-----BEGIN CERTIFICATE-----\n"
+	otherCA = "another"
+)
+
+func TestParse(t *testing.T) {
+	hash := Hash([]byte(ca))
+	tests := map[string]struct {
+		in   string
+		want Token
+		err  error
+	}{
+		"whole":                  {in: "K10" + hash + "::server:s3cret", want: Token{hash, "server", "s3cret"}},
+		"with a newline":         {in: "K10" + hash + "::server:s3cret\n", want: Token{hash, "server", "s3cret"}},
+		"capital digits":         {in: "K10" + strings.ToUpper(hash) + "::node:x", want: Token{hash, "node", "x"}},
+		"colons in the password": {in: "K10" + hash + "::server:a:b::c", want: Token{hash, "server", "a:b::c"}},
+		"password":               {in: "s3cret", want: Token{Password: "s3cret"}},
+		"password like a token":  {in: "K10years", want: Token{Password: "K10years"}},
+		"empty":                  {in: " \n", err: ErrMalformed},
+		"white space":            {in: "a b", err: ErrMalformed},
+		"two lines":              {in: "a\nb", err: ErrMalformed},
+		"zero byte":              {in: "a\x00b", err: ErrMalformed},
+		"cut off in the hash":    {in: "K10" + hash[:20] + "::server:x", err: ErrMalformed},
+		"no password":            {in: "K10" + hash + "::server:", err: ErrMalformed},
+		"no user":                {in: "K10" + hash + "::x", err: ErrMalformed},
+		"other version":          {in: "K99" + hash + "::server:x", err: ErrMalformed},
+	}
+	for name, tt := range tests {
+		t.Run(name, func(t *testing.T) {
+			got, err := Parse(tt.in)
+			if got != tt.want || !errors.Is(err, tt.err) {
+				t.Errorf("Parse(%q) = %#v, %v; want %#v, %v", tt.in, got, err, tt.want, tt.err)
+			}
+			if again, err := Parse(got.Text()); tt.err == nil && (err != nil || again != got) {
+				t.Errorf("Parse(%q) = %#v, %v; want it back", got.Text(), again, err)
+			}
+		})
+	}
+}
+
+func TestTokensDoNotPrintTheirPassword(t *testing.T) {
+	tok := Token{Hash([]byte(ca)), Server, "s3cret"}
+	for _, verb := range []string{"%v", "%+v", "%s", "%q"} {
+		if out := fmt.Sprintf(verb, tok); strings.Contains(out, "s3cret") {
+			t.Errorf("%s prints %s", verb, out)
+		}
+	}
+	if out := tok.LogValue().String(); strings.Contains(out, "s3cret") {
+		t.Errorf("logs %s", out)
+	}
+}
+
+func TestAccepts(t *testing.T) {
+	tok := Token{Password: "s3cret"}
+	if !tok.Accepts("s3cret") || tok.Accepts("s3cre") || tok.Accepts("") || (Token{}).Accepts("") {
+		t.Error("accepts other passwords than its own")
+	}
+}
+
+func TestEnsure(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "server", "token")
+	made, err := Ensure(path, "", []byte(ca))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(made.Password) != 32 || !made.Pins([]byte(ca)) || made.User != Server {
+		t.Errorf("made %#v", made)
+	}
+	if info, _ := os.Stat(path); info.Mode().Perm() != 0o600 {
+		t.Errorf("mode %v, want 0600", info.Mode())
+	}
+	tests := map[string]struct {
+		want config.Secret
+		ca   string
+		err  error
+		says string
+	}{
+		"nothing said":       {ca: ca},
+		"the same whole":     {want: config.Secret(made.Text()), ca: ca},
+		"the same password":  {want: made.Password, ca: ca},
+		"another password":   {want: "other", ca: ca, err: ErrDiffers, says: path},
+		"another cluster's":  {want: config.Secret(Token{Hash([]byte(otherCA)), Server, made.Password}.Text()), ca: ca, err: ErrDiffers, says: "only its password"},
+		"CA was replaced":    {ca: otherCA, err: ErrDiffers, says: "backup"},
+		"malformed":          {want: "a b", ca: ca, err: ErrMalformed, says: "white space"},
+		"nothing said again": {ca: ca},
+	}
+	for name, tt := range tests {
+		t.Run(name, func(t *testing.T) {
+			got, err := Ensure(path, tt.want, []byte(tt.ca))
+			if !errors.Is(err, tt.err) {
+				t.Fatalf("got %v, want %v", err, tt.err)
+			}
+			if err != nil {
+				if !strings.Contains(err.Error(), tt.says) || strings.Contains(err.Error(), string(made.Password)) {
+					t.Errorf("%q does not say %q, or says the password", err, tt.says)
+				}
+				return
+			}
+			if got != made {
+				t.Errorf("got %#v, want %#v", got, made)
+			}
+		})
+	}
+}
+
+func TestEnsureTakesWhatPeopleWrote(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "token")
+	if err := os.WriteFile(path, []byte("mine\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	got, err := Ensure(path, "mine", []byte(ca))
+	if err != nil || got != (Token{Hash([]byte(ca)), Server, "mine"}) {
+		t.Fatalf("got %#v, %v", got, err)
+	}
+	if kept, err := Read(path); err != nil || kept != got {
+		t.Errorf("kept %#v, %v; want %#v", kept, err, got)
+	}
+}
+
+func TestEnsureRefusesGarbage(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "token")
+	if err := os.WriteFile(path, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Ensure(path, "", []byte(ca)); !errors.Is(err, ErrMalformed) || !strings.Contains(err.Error(), path) {
+		t.Errorf("got %v", err)
+	}
+}
