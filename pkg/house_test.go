@@ -19,37 +19,65 @@ const module = "github.com/podo-dev/podo"
 // floors lists every package by floor, lowest first. A name covers its subfolders.
 var floors = [][]string{
 	{"pkg/version", "pkg/config", "pkg/paths", "pkg/lifecycle", "pkg/atomicfile", "manifests"},
-	{"pkg/host", "pkg/logging", "pkg/pki", "pkg/token", "pkg/kubeconfig", "pkg/process", "pkg/payload", "pkg/balancer"},
+	{"pkg/host", "pkg/logging", "pkg/pki", "pkg/token", "pkg/kubeconfig", "pkg/process", "pkg/payload", "pkg/configfile", "pkg/datadir", "pkg/gate"},
 	{"pkg/plan"},
-	{"pkg/storage", "pkg/kube", "pkg/containerd", "pkg/flannel", "pkg/tunnel"},
-	{"pkg/join", "pkg/deploy", "pkg/helm", "pkg/servicelb", "pkg/netpol", "pkg/encryption", "pkg/snapshot", "pkg/images", "pkg/upgrade", "pkg/status", "pkg/reset"},
-	{"pkg/server", "pkg/agent", "pkg/local"},
-	{"cmd/house"},
+	{"pkg/storage", "pkg/kube", "pkg/containerd", "pkg/flannel"},
+	{"pkg/deploy", "pkg/images", "pkg/status", "pkg/reset"},
+	{"pkg/server", "pkg/agent"},
+	{"cmd/podo"},
 }
 
 // doors lists the foreign giants and the only rooms each may enter by. Replacing
 // or upgrading one then touches those rooms and no others.
 var doors = map[string][]string{
-	"github.com/urfave/cli":      {"cmd/house"},
+	"github.com/urfave/cli":      {"cmd/podo"},
 	"k8s.io/kubernetes":          {"pkg/kube"},
 	"github.com/k3s-io/kine":     {"pkg/storage"},
-	"go.etcd.io/etcd":            {"pkg/storage", "pkg/snapshot"},
+	"go.etcd.io/etcd":            {"pkg/storage"},
 	"github.com/containerd":      {"pkg/containerd", "pkg/images"},
 	"github.com/flannel-io":      {"pkg/flannel"},
 	"github.com/sirupsen/logrus": {"pkg/logging"},
 	"k8s.io/klog":                {"pkg/logging", "pkg/kube"},
 }
 
+// stamped are the package variables that the linker sets, by package. Nothing in
+// Go may assign them.
+var stamped = map[string][]string{"pkg/version": {"podo", "commit"}}
+
 // floorOf returns the floor a package stands on, or -1 if the plan omits it.
 func floorOf(dir string) (floor int, room string) {
 	for i, rooms := range floors {
 		for _, r := range rooms {
-			if dir == r || strings.HasPrefix(dir, r+"/") {
+			if within(dir, r) {
 				return i, r
 			}
 		}
 	}
 	return -1, ""
+}
+
+// within reports whether path is dir or lies below it.
+func within(path, dir string) bool { return path == dir || strings.HasPrefix(path, dir+"/") }
+
+// TestPlanIsUpToDate keeps doc.go, which people read, and floors, which is
+// enforced, from drifting apart or naming rooms that are gone.
+func TestPlanIsUpToDate(t *testing.T) {
+	doc, err := os.ReadFile("doc.go")
+	if err != nil {
+		t.Fatal(err)
+	}
+	drawn := strings.FieldsFunc(string(doc), func(r rune) bool { return strings.ContainsRune(" \t\n", r) })
+	for _, rooms := range floors {
+		for _, room := range rooms {
+			if info, err := os.Stat("../" + room); err != nil || !info.IsDir() {
+				t.Errorf("%s: on the floor plan, but there is no such folder", room)
+			}
+			name := strings.TrimPrefix(room, "pkg/")
+			if !slices.Contains(drawn, name) && !slices.Contains(drawn, name+"/...") {
+				t.Errorf("%s: on the floor plan, but doc.go does not draw it", room)
+			}
+		}
+	}
 }
 
 func TestFloors(t *testing.T) {
@@ -66,11 +94,14 @@ func TestFloors(t *testing.T) {
 			for _, imp := range f.Imports {
 				path, _ := strconv.Unquote(imp.Path.Value)
 				for giant, rooms := range doors {
-					if strings.HasPrefix(path, giant) && !slices.Contains(rooms, room) {
+					if within(path, giant) && !slices.Contains(rooms, room) {
 						t.Errorf("%s imports %s, which enters only by %v", dir, path, rooms)
 					}
 				}
 				rel, ours := strings.CutPrefix(path, module+"/")
+				if ours && forTests(rel) && !forTests(dir) {
+					t.Errorf("%s imports %s, which is for tests", dir, path)
+				}
 				if !ours {
 					if from == 0 && strings.Contains(strings.Split(path, "/")[0], ".") {
 						t.Errorf("%s is ground and imports %s; ground stands on the standard library alone", dir, path)
@@ -111,6 +142,9 @@ func TestEveryPackageExplainsItself(t *testing.T) {
 func TestNoHiddenState(t *testing.T) {
 	constant := regexp.MustCompile(`^(err|Err)|^_$`)
 	for dir, files := range sources(t) {
+		if forTests(dir) {
+			continue
+		}
 		for _, f := range files {
 			for _, decl := range f.Decls {
 				switch d := decl.(type) {
@@ -125,7 +159,7 @@ func TestNoHiddenState(t *testing.T) {
 							continue
 						}
 						for _, n := range v.Names {
-							if !constant.MatchString(n.Name) {
+							if !constant.MatchString(n.Name) && !slices.Contains(stamped[dir], n.Name) {
 								t.Errorf("%s: package variable %s", dir, n.Name)
 							}
 						}
@@ -142,7 +176,8 @@ func TestNoHiddenState(t *testing.T) {
 					return true
 				}
 				switch x.Name + "." + call.Sel.Name {
-				case "os.Exit", "log.Fatal", "log.Fatalf", "os.Getenv", "slog.Default", "signal.Notify", "context.Background":
+				case "os.Exit", "log.Fatal", "log.Fatalf", "os.Getenv", "os.LookupEnv", "os.Environ", "os.ExpandEnv",
+					"slog.Default", "signal.Notify", "signal.NotifyContext", "context.Background":
 					t.Errorf("%s: %s.%s belongs in cmd", dir, x.Name, call.Sel.Name)
 				}
 				return true
@@ -150,6 +185,9 @@ func TestNoHiddenState(t *testing.T) {
 		}
 	}
 }
+
+// forTests reports whether a package only serves tests, as lifecycletest does.
+func forTests(dir string) bool { return strings.HasSuffix(dir, "test") }
 
 // embeds reports whether a declaration carries a go:embed directive, the one
 // reason for a package variable that is not an error.
@@ -159,17 +197,17 @@ func embeds(d *ast.GenDecl) bool {
 	})
 }
 
-// TestNoForks allows replace lines that pin a version, as Kubernetes' staging
-// modules need, but none that swaps a module for somebody's copy.
+// TestNoForks keeps go.mod free of replace lines: every module, Kubernetes and its
+// staging modules included, is upstream's at a version that upstream tagged.
 func TestNoForks(t *testing.T) {
 	mod, err := os.ReadFile("../go.mod")
 	if err != nil {
 		t.Fatal(err)
 	}
 	for line := range strings.Lines(string(mod)) {
-		old, swap, ok := strings.Cut(strings.TrimPrefix(strings.TrimSpace(line), "replace "), " => ")
-		if ok && strings.Fields(old)[0] != strings.Fields(swap)[0] {
-			t.Errorf("go.mod swaps %s for %s", strings.Fields(old)[0], strings.Fields(swap)[0])
+		words := strings.Fields(strings.SplitN(line, "//", 2)[0])
+		if len(words) > 0 && words[0] == "replace" || slices.Contains(words, "=>") {
+			t.Errorf("go.mod swaps a module: %s", strings.TrimSpace(line))
 		}
 	}
 }

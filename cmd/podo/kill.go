@@ -29,7 +29,7 @@ Examples:
   podo kill --grace=30s      give pods time to end by themselves
   podo uninstall             also remove what is on disk`,
 		Flags: []cli.Flag{
-			&cli.DurationFlag{Name: "grace", Usage: "how long pods may take to end by themselves, such as `30s`", DefaultText: "no time at all"},
+			&cli.DurationFlag{Name: "grace", Usage: "let pods end by themselves first, for at most `DURATION`", DefaultText: "no time at all"},
 			dataDirFlag(),
 		},
 		OnUsageError: flagProblem,

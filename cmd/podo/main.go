@@ -13,6 +13,11 @@ import (
 )
 
 func main() {
+	if name, ok := calledAs(os.Args[0]); ok {
+		err := runApplet(context.Background(), name, os.Args[1:])
+		fmt.Fprintln(os.Stderr, "podo:", err)
+		os.Exit(exitCode(err))
+	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	err := newApp().RunContext(ctx, os.Args)
 	stop()
@@ -49,23 +54,20 @@ Start here:
 		Commands: []*cli.Command{
 			serverCommand(),
 			statusCommand(),
-			//kubectlCommand(),
-			//crictlCommand(),
-			//ctrCommand(),
+			kubectlCommand(),
+			crictlCommand(),
+			ctrCommand(),
 			checkCommand(),
 			configCommand(),
-			//kubeconfigCommand(),
-			//killCommand(),
-			//uninstallCommand(),
+			kubeconfigCommand(),
+			killCommand(),
+			uninstallCommand(),
 			//completionCommand(),
-			//versionCommand(),
+			versionCommand(),
 		},
-		HideVersion:            true,
-		OnUsageError:           flagProblem,
-		ExitErrHandler:         func(*cli.Context, error) {}, // main prints and exits
-		CommandNotFound:        nil,
-		Suggest:                true,
-		UseShortOptionHandling: false,
+		HideVersion:    true,
+		OnUsageError:   flagProblem,
+		ExitErrHandler: func(*cli.Context, error) {}, // main prints and exits
 		Action: func(c *cli.Context) error {
 			if c.Args().Present() {
 				return unknownCommand(c)

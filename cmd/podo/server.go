@@ -3,11 +3,11 @@ package main
 import (
 	"context"
 	"errors"
-	"fmt"
 	"log/slog"
 	"os"
 	"runtime"
 	"runtime/debug"
+	"strings"
 	"time"
 
 	"github.com/urfave/cli/v2"
@@ -57,18 +57,22 @@ Examples:
 			if os.Geteuid() != 0 {
 				return errors.New("server: must be run as root, since it mounts, routes and starts containers; try: sudo podo server")
 			}
-			log, closer, err := openLog(cfg.Logging)
+			// Life ends when podo is told to stop, or when a part of it fails.
+			life, end := context.WithCancel(c.Context)
+			defer end()
+			log, closer, err := openLog(life, cfg.Logging)
 			if err != nil {
-				return fmt.Errorf("log: %w", err)
+				return err
 			}
 			defer closer.Close()
-			return runServer(c.Context, cfg, log, notify)
+			return runServer(life, end, cfg, log, notify)
 		},
 	}
 }
 
-// runServer takes a server from its settings to its end.
-func runServer(ctx context.Context, cfg config.Server, log *slog.Logger, notify notifier) error {
+// runServer takes a server from its settings to its end. It calls end as soon as a
+// part has failed, before the others have stopped.
+func runServer(ctx context.Context, end func(), cfg config.Server, log *slog.Logger, notify notifier) error {
 	began := time.Now()
 	quickStart()
 	exe, err := os.Executable()
@@ -124,7 +128,13 @@ func runServer(ctx context.Context, cfg config.Server, log *slog.Logger, notify 
 	}
 	report := reporter{began: began, dataDir: cfg.DataDir, node: nodeName, group: g, server: srv, plan: *p.Server}
 	g.Add(status.Serve(where.Socket("podo"), report.report, log))
-	g.Observe = progress(os.Stderr, began, cfg, p, notify)
+	tell := progress(os.Stderr, began, cfg, p, notify)
+	g.Observe = func(st lifecycle.Status) {
+		if st.State == lifecycle.Failed {
+			end()
+		}
+		tell(st)
+	}
 	return g.Run(ctx)
 }
 
@@ -165,7 +175,7 @@ func imageValues(exe string) (map[string]string, error) {
 	}
 	for _, c := range parts {
 		if c.Name == "images/coredns.tar" {
-			return map[string]string{"COREDNS_IMAGE": "podo.local/coredns:" + c.Version}, nil
+			return map[string]string{"COREDNS_IMAGE": "podo.local/coredns:" + strings.TrimPrefix(c.Version, "v")}, nil
 		}
 	}
 	return nil, errors.New("the payload holds no CoreDNS image")

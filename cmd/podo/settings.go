@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -73,7 +74,7 @@ func testVariables() []string {
 
 // openLog makes the logger that the settings ask for, and sends to it what Kubernetes
 // and the libraries in this process write.
-func openLog(l config.Logging) (*slog.Logger, io.Closer, error) {
+func openLog(ctx context.Context, l config.Logging) (*slog.Logger, io.Closer, error) {
 	log, closer, err := logging.Open(os.Stderr, logging.Options{
 		Debug:    l.Debug,
 		Terminal: isTerminal(os.Stderr),
@@ -85,7 +86,7 @@ func openLog(l config.Logging) (*slog.Logger, io.Closer, error) {
 	if err != nil {
 		return nil, nil, fmt.Errorf("log: %w", err)
 	}
-	if err := logging.Adopt(log, l.Verbosity, l.VModule); err != nil {
+	if err := logging.Adopt(ctx, log, l.Verbosity, l.VModule); err != nil {
 		closer.Close()
 		return nil, nil, usageError{err}
 	}

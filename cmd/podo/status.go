@@ -38,6 +38,7 @@ Examples:
 			outputFlag(),
 			dataDirFlag(),
 		},
+		OnUsageError: flagProblem,
 		Action: func(c *cli.Context) error {
 			if err := wait.detached(c); err != nil {
 				return err
@@ -153,6 +154,7 @@ func choose(yes bool, a, b string) string {
 // patience is a flag that may stand alone (--wait) or carry a duration (--wait=30s).
 type patience struct {
 	d, ifBare time.Duration
+	wrong     string // what was given, if it makes no sense
 }
 
 func (p *patience) IsBoolFlag() bool { return true }
@@ -175,21 +177,39 @@ func (p *patience) Set(text string) error {
 	}
 	d, err := time.ParseDuration(text)
 	if err != nil || d <= 0 {
-		return errors.New("want a duration such as 30s or 5m")
+		// The flag library would call it a wrong boolean: detached tells it better.
+		p.wrong = text
+		return nil
 	}
-	p.d = d
+	p.d, p.wrong = d, ""
 	return nil
 }
 
-// detached accepts "--wait 30s" too, where the duration arrives as an argument.
+// detached refuses what is no duration, and accepts "--wait 30s" too, where the
+// duration arrives as an argument.
 func (p *patience) detached(c *cli.Context) error {
-	switch {
-	case c.NArg() == 0:
-		return nil
-	case c.NArg() == 1 && p.d == p.ifBare && p.Set(c.Args().First()) == nil:
-		return nil
+	if c.NArg() == 1 && p.d == p.ifBare {
+		if d, err := time.ParseDuration(c.Args().First()); err == nil {
+			return p.check(d.String())
+		}
 	}
-	return usagef("%s takes no argument %q", c.Command.FullName(), c.Args().First())
+	if err := p.check(""); err != nil {
+		return err
+	}
+	if _, err := time.ParseDuration(c.Args().First()); err == nil {
+		return usagef("--wait: write it as --wait=%s", c.Args().First())
+	}
+	return noArgs(c)
+}
+
+func (p *patience) check(text string) error {
+	if text != "" {
+		_ = p.Set(text)
+	}
+	if p.wrong != "" {
+		return usagef("--wait: %q is no duration; want one such as 30s or 5m", p.wrong)
+	}
+	return nil
 }
 
 func outputFlag() cli.Flag {

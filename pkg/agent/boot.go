@@ -85,7 +85,7 @@ func Files(exe string, p plan.Node) lifecycle.Component {
 		case <-ctx.Done():
 		case <-time.After(settleAfter):
 		}
-		if err := load.Settle(p.Paths.Payload()); err != nil {
+		if err := load.Settle(ctx, p.Paths.Payload()); err != nil {
 			return err
 		}
 		<-ctx.Done()

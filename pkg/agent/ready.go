@@ -19,8 +19,8 @@ import (
 // node object that is left over from before a restart still says so, which is why
 // the node's lease must have been renewed by this process first.
 func Ready(p plan.Node, g *gate.Gate) lifecycle.Component {
+	began := time.Now()
 	return lifecycle.Task("node", func(ctx context.Context) error {
-		began := time.Now()
 		rc, err := kubeconfig.Client(p.Paths.AgentKubeconfig("kubelet"), g.Dial)
 		if err != nil {
 			return err

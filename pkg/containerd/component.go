@@ -21,7 +21,7 @@ import (
 
 // New returns the engine. It is restarted in place when it dies.
 func New(p plan.Containerd, log *slog.Logger) lifecycle.Component {
-	return lifecycle.Restart(log, time.Second, lifecycle.Func("containerd", func(ctx context.Context, ready func()) error {
+	return lifecycle.Restart(log, 200*time.Millisecond, lifecycle.Func("containerd", func(ctx context.Context, ready func()) error {
 		if err := prepare(p); err != nil {
 			return err
 		}

@@ -7,13 +7,13 @@ import (
 	"github.com/podo-dev/podo/pkg/plan"
 )
 
-// Render is containerd's configuration file, version 3
+// Render is containerd's configuration file, version 4
 // (https://github.com/containerd/containerd/blob/v2.3.7/docs/cri/config.md).
 func Render(p plan.Containerd) []byte {
 	f, b := p.Paths, &bytes.Buffer{}
 	say := func(format string, args ...any) { fmt.Fprintf(b, format+"\n", args...) }
 	say("# Written by podo at each start. Changes belong in podo's own settings.")
-	say("version = 3")
+	say("version = 4")
 	say("root = %q", f.ContainerdRoot())
 	say("state = %q", f.ContainerdState())
 	say("disabled_plugins = [")
@@ -27,9 +27,9 @@ func Render(p plan.Containerd) []byte {
 		say("  %q,", name)
 	}
 	say("]")
-	say("[grpc]")
+	say("[plugins.'io.containerd.server.v1.grpc']")
 	say("  address = %q", f.Socket("containerd"))
-	say("[ttrpc]")
+	say("[plugins.'io.containerd.server.v1.ttrpc']")
 	say("  address = %q", f.Socket("containerd")+".ttrpc")
 	say("[plugins.'io.containerd.cri.v1.images']")
 	say("  snapshotter = %q", p.Snapshotter)

@@ -22,15 +22,11 @@ import (
 	_ "github.com/flannel-io/flannel/pkg/backend/wireguard"
 	"github.com/flannel-io/flannel/pkg/subnet/kube"
 	corev1 "k8s.io/api/core/v1"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/fields"
-	"k8s.io/apimachinery/pkg/watch"
 	"k8s.io/client-go/kubernetes"
-	"k8s.io/client-go/tools/cache"
-	watchtools "k8s.io/client-go/tools/watch"
 
 	"github.com/podo-dev/podo/pkg/atomicfile"
 	"github.com/podo-dev/podo/pkg/kubeconfig"
+	"github.com/podo-dev/podo/pkg/nodes"
 	"github.com/podo-dev/podo/pkg/plan"
 )
 
@@ -82,17 +78,14 @@ func (o *Overlay) podCIDRs(ctx context.Context) ([]netip.Prefix, error) {
 	if err != nil {
 		return nil, err
 	}
-	only := fields.OneTermEqualSelector(metav1.ObjectNameField, o.plan.NodeName)
-	list := cache.NewListWatchFromClient(client.CoreV1().RESTClient(), "nodes", corev1.NamespaceAll, only)
-	event, err := watchtools.UntilWithSync(ctx, list, &corev1.Node{}, nil, func(e watch.Event) (bool, error) {
-		node, ok := e.Object.(*corev1.Node)
-		return ok && len(node.Spec.PodCIDRs) >= len(o.plan.PodCIDR), nil
+	node, err := nodes.Await(ctx, client, o.plan.NodeName, func(n *corev1.Node) bool {
+		return len(n.Spec.PodCIDRs) >= len(o.plan.PodCIDR)
 	})
 	if err != nil {
-		return nil, fmt.Errorf("wait for node %s to be given pod addresses: %w", o.plan.NodeName, err)
+		return nil, err
 	}
 	var out []netip.Prefix
-	for _, text := range event.Object.(*corev1.Node).Spec.PodCIDRs {
+	for _, text := range node.Spec.PodCIDRs {
 		p, err := netip.ParsePrefix(text)
 		if err != nil {
 			return nil, fmt.Errorf("node %s: pod addresses: %w", o.plan.NodeName, err)
@@ -115,7 +108,7 @@ func (o *Overlay) carry(ctx context.Context) error {
 	if err := os.Setenv("NODE_NAME", o.plan.NodeName); err != nil {
 		return err
 	}
-	subnets, err := kube.NewSubnetManager(ctx, "", o.plan.Paths.AgentKubeconfig("kubelet"),
+	subnets, err := kube.NewSubnetManager(ctx, "", o.plan.Paths.AgentKubeconfig("podo-node"),
 		"flannel.alpha.coreos.com", netConfFile(o.plan.Paths), false)
 	if err != nil {
 		return err

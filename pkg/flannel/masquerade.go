@@ -17,27 +17,32 @@ const Table = "podo-network"
 // traffic from pods to outside the pod network the node's own address.
 func masquerade(ctx context.Context, p plan.Network) error {
 	for _, c := range p.PodCIDR {
-		family, ip, multicast := knftables.IPv4Family, "ip", "224.0.0.0/4"
+		family := knftables.IPv4Family
 		if c.Addr().Is6() {
-			if !p.IPv6NAT {
-				continue
-			}
-			family, ip, multicast = knftables.IPv6Family, "ip6", "ff00::/8"
+			family = knftables.IPv6Family
 		}
 		nft, err := knftables.New(family, Table)
 		if err != nil {
 			return fmt.Errorf("nftables: %w", err)
 		}
-		if err := nft.Run(ctx, rules(nft, c, ip, multicast)); err != nil {
+		if err := nft.Run(ctx, rules(nft, p, c)); err != nil {
 			return fmt.Errorf("nftables: %w", err)
 		}
 	}
 	return nil
 }
 
-func rules(nft knftables.Interface, pods netip.Prefix, ip, multicast string) *knftables.Transaction {
+func rules(nft knftables.Interface, p plan.Network, pods netip.Prefix) *knftables.Transaction {
 	tx := nft.NewTransaction()
 	tx.Add(&knftables.Table{Comment: knftables.PtrTo("podo: pods speak to the outside with the node's address")})
+	ip, multicast := "ip", "224.0.0.0/4"
+	if pods.Addr().Is6() {
+		if !p.IPv6NAT {
+			tx.Delete(&knftables.Table{}) // an earlier start may have been told otherwise
+			return tx
+		}
+		ip, multicast = "ip6", "ff00::/8"
+	}
 	tx.Add(&knftables.Chain{
 		Name:     "postrouting",
 		Type:     knftables.PtrTo(knftables.NATType),
@@ -48,7 +53,7 @@ func rules(nft knftables.Interface, pods netip.Prefix, ip, multicast string) *kn
 	add := func(match ...any) {
 		tx.Add(&knftables.Rule{Chain: "postrouting", Rule: knftables.Concat(match...)})
 	}
-	add(ip, "saddr != ", pods.String(), "return")
+	add(ip, "saddr !=", pods.String(), "return")
 	add(ip, "daddr", pods.String(), "return")
 	add(ip, "daddr", multicast, "return")
 	add("masquerade fully-random")

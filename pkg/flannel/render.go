@@ -30,7 +30,7 @@ func Conflist(p plan.Network, cidrs []netip.Prefix) ([]byte, error) {
 		"plugins": []any{
 			object{
 				"type": "bridge", "bridge": Bridge, "mtu": p.MTU,
-				"isDefaultGateway": true, "forceAddress": true, "hairpinMode": true, "ipMasq": false,
+				"isGateway": true, "forceAddress": true, "hairpinMode": true, "ipMasq": false,
 				"ipam": object{"type": "host-local", "dataDir": p.Paths.CNIData(), "ranges": ranges, "routes": routes},
 			},
 			object{"type": "portmap", "backend": "nftables", "snat": true, "capabilities": object{"portMappings": true}},

@@ -25,13 +25,16 @@ import (
 // so it is called once, before anything that might use them is started.
 //
 // verbosity and vmodule are klog's; asking for either, or a logger that writes
-// debug lines, shows adopted lines of every level instead of warnings alone.
-func Adopt(l *slog.Logger, verbosity int, vmodule string) error {
+// debug lines, shows adopted lines of every level instead of warnings alone. Once
+// ctx has ended the warnings are dropped as well: programs that are being stopped
+// complain about the connections that were taken from them.
+func Adopt(ctx context.Context, l *slog.Logger, verbosity int, vmodule string) error {
 	all := l.Enabled(context.TODO(), slog.LevelDebug)
 	if all {
 		verbosity = max(verbosity, 2) // what Kubernetes recommends for daily use
 	}
 	up := newUpstream(l.Handler(), verbosity)
+	up.life = ctx.Done()
 	if err := up.watch(vmodule); err != nil {
 		return err
 	}
@@ -67,8 +70,9 @@ func Adopt(l *slog.Logger, verbosity int, vmodule string) error {
 // upstream stands before an output and judges lines that are not ours.
 type upstream struct {
 	next      slog.Handler
-	verbosity slog.Level // least level that passes if verbose
-	verbose   bool       // every level passes, and nothing is filtered
+	life      <-chan struct{} // closed while stopping; nil if that is never told
+	verbosity slog.Level      // least level that passes if verbose
+	verbose   bool            // every level passes, and nothing is filtered
 	modules   []module
 	least     slog.Level // of modules
 	repeats   *repeats
@@ -159,6 +163,11 @@ func (u *upstream) Handle(ctx context.Context, r slog.Record) error {
 		r.AddAttrs(slog.String("component", component))
 	}
 	if !u.verbose {
+		select {
+		case <-u.life:
+			return nil
+		default:
+		}
 		if harmless(r.Message, trouble) {
 			return nil
 		}

@@ -122,10 +122,10 @@ func TestOpenAppendsToPrivateFile(t *testing.T) {
 func adopt(t *testing.T, o Options, v int, vmodule string) *buffer {
 	t.Helper()
 	var b buffer
-	if err := Adopt(New(&b, o), v, vmodule); err != nil {
+	if err := Adopt(t.Context(), New(&b, o), v, vmodule); err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { Adopt(New(io.Discard, Options{}), 0, "") })
+	t.Cleanup(func() { Adopt(context.Background(), New(io.Discard, Options{}), 0, "") })
 	return &b
 }
 
@@ -199,7 +199,7 @@ func TestAdoptVModule(t *testing.T) {
 	if strings.Contains(b.String(), "klog v") || strings.Contains(b.String(), "klog info") {
 		t.Errorf("vmodule of another file shows lines of this one:\n%s", b)
 	}
-	if err := Adopt(New(io.Discard, Options{}), 0, "nonsense"); err == nil || !strings.Contains(err.Error(), "vmodule") {
+	if err := Adopt(t.Context(), New(io.Discard, Options{}), 0, "nonsense"); err == nil || !strings.Contains(err.Error(), "vmodule") {
 		t.Errorf("vmodule=nonsense: %v", err)
 	}
 }
@@ -212,10 +212,10 @@ func TestAdoptWithFileAndTerminal(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer c.Close()
-	if err := Adopt(l, 3, ""); err != nil {
+	if err := Adopt(t.Context(), l, 3, ""); err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { Adopt(New(io.Discard, Options{}), 0, "") })
+	t.Cleanup(func() { Adopt(context.Background(), New(io.Discard, Options{}), 0, "") })
 	klog.V(3).Info("deep")
 	text, _ := os.ReadFile(path)
 	if !strings.Contains(b.String(), "deep") || !strings.Contains(string(text), "deep") {

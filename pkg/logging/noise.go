@@ -30,6 +30,18 @@ func knownNoise() []noise {
 		{"no imagefs label for configured runtime", "", "cAdvisor asks before containerd has answered"},
 		{"failed to find pid namespace of init process", "", "hosts that hide process 1; only affects shared pid namespaces"},
 		{"Skipping API ", "", "an API group without a version that is on, forty times"},
+		{"Found stale data, removed previous endpoints", "", "said at every start of a server that keeps no lease of itself"},
+		{"Error while syncing ConfigMap", "namespaces \"kube-system\" not found", "the first start makes the namespace a moment later"},
+		{"Resetting endpoints for master service", "", "an orderly stop took the address out, the start puts it back"},
+		{"failed check for fsverity support", "", "most file systems have none; it is optional"},
+		{"Failed to set rlimit on max file handles", "", "the service manager's limit stays, and is high enough"},
+		{"Skipping pod synchronization", "has yet to be successful", "the kubelet's first look at the engine is under way"},
+		{"Error getting the current node from lister", "", "the node registers a moment later"},
+		{"Error updating node status, will retry", "not found", "the node registers a moment later"},
+		{"Failed to read data from checkpoint", "checkpoint is not found", "said at every first start"},
+		{"Failed to ensure process in container with oom score", "failed to find pid namespace", "hosts that hide process 1; only affects shared pid namespaces"},
+		{"eviction manager: failed to check if we have separate container filesystem", "no imagefs label", "cAdvisor asks before containerd has answered"},
+		{"Eviction manager: failed to get summary stats", "failed to get node info", "the node registers a moment later"},
 		{"http: TLS handshake error from ", "", "somebody closed a connection; scanners and load balancers do all day"},
 	}
 }

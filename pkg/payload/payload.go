@@ -35,9 +35,11 @@ type Component struct {
 // An Entry is a Component and where its frame lies in the archive.
 type Entry struct {
 	Component
-	Mode   os.FileMode `json:"mode"`
-	Offset int64       `json:"offset"`
-	Length int64       `json:"length"`
+	Mode os.FileMode `json:"mode"`
+	// Later marks what a node does not need to start, such as kubectl.
+	Later  bool  `json:"later,omitempty"`
+	Offset int64 `json:"offset"`
+	Length int64 `json:"length"`
 }
 
 // A Payload is the archive inside one file.

@@ -53,7 +53,7 @@ func archive(t *testing.T, parts map[string][]byte, edit func(*Entry)) []byte {
 		frame := enc.EncodeAll(member, nil)
 		e := Entry{
 			Component: Component{Name: name, Version: "1.0", Size: int64(len(content)), SHA256: hex.EncodeToString(sum[:])},
-			Mode:      mode, Offset: int64(out.Len()), Length: int64(len(frame)),
+			Mode:      mode, Later: name == "empty", Offset: int64(out.Len()), Length: int64(len(frame)),
 		}
 		if edit != nil {
 			edit(&e)
@@ -185,6 +185,34 @@ func TestUnpackRepairs(t *testing.T) {
 	}
 }
 
+func TestPlaceIsUsableBeforeItIsSettled(t *testing.T) {
+	want := parts("a")
+	p, err := Open(program(t, archive(t, want, nil)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir := t.TempDir()
+	if err := p.Place(t.Context(), dir); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := os.Stat(filepath.Join(dir, current, "empty")); err == nil {
+		t.Error("Place unpacked what is for later")
+	}
+	now := parts("a")
+	delete(now, "empty")
+	holds(t, filepath.Join(dir, current), now)
+	if p.complete(dir) {
+		t.Error("it counts as complete before it is settled")
+	}
+	if err := p.Settle(t.Context(), dir); err != nil {
+		t.Fatal(err)
+	}
+	holds(t, filepath.Join(dir, current), want)
+	if !p.placed(dir) {
+		t.Error("it does not count as placed once it is settled")
+	}
+}
+
 func TestUnpackStops(t *testing.T) {
 	exe, dir := program(t, archive(t, parts("a"), nil)), t.TempDir()
 	ctx, cancel := context.WithCancel(t.Context())
@@ -267,7 +295,7 @@ func TestRefusesDamage(t *testing.T) {
 		"out of file":  program(t, archive(t, parts("a"), func(e *Entry) { e.Length = 1 << 40 })),
 		"overflows":    program(t, archive(t, parts("a"), func(e *Entry) { e.Offset, e.Length = 1<<62, 1<<62 })),
 		"size is less": program(t, archive(t, parts("a"), func(e *Entry) { e.Size /= 2 })),
-		"size is more": program(t, archive(t, parts("a"), func(e *Entry) { e.Size++ })),
+		"size is more": program(t, archive(t, parts("a"), func(e *Entry) { e.Size += block })),
 		"own marker":   program(t, archive(t, parts("a"), func(e *Entry) { e.Name = marker })),
 	}
 	for name, exe := range tests {

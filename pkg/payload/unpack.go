@@ -42,25 +42,23 @@ func Unpack(ctx context.Context, exe, dir string) (string, error) {
 	if err := p.Place(ctx, dir); err != nil {
 		return "", err
 	}
-	return filepath.Join(dir, current), p.Settle(dir)
+	return filepath.Join(dir, current), p.Settle(ctx, dir)
 }
 
-// Unpacked is Unpack as a part of a node: ready once the files can be used, while
-// the disk may still be catching up.
+// Unpacked is Unpack as a part of a node: ready once the files that a node needs
+// to start can be used, while the rest follows.
 func Unpacked(exe, dir string) lifecycle.Component {
 	return lifecycle.Func("payload", func(ctx context.Context, ready func()) error {
 		p, err := Open(exe)
 		if err != nil {
 			return err
 		}
-		if err := p.Place(ctx, dir); err != nil {
-			if ctx.Err() != nil {
-				return nil
-			}
-			return err
+		err = p.Place(ctx, dir)
+		if err == nil {
+			ready()
+			err = p.Settle(ctx, dir)
 		}
-		ready()
-		if err := p.Settle(dir); err != nil {
+		if err != nil && ctx.Err() == nil {
 			return err
 		}
 		<-ctx.Done()
@@ -68,14 +66,14 @@ func Unpacked(exe, dir string) lifecycle.Component {
 	})
 }
 
-// Place does what Unpack does, but returns as soon as the files can be used,
-// before they have reached the disk. Until Settle has been called too, the next
-// Place unpacks once more, over what is there.
+// Place unpacks and makes current what a node needs to start, and returns before
+// it has reached the disk. Settle must follow: until it has, the next Place
+// unpacks once more, over what is there.
 func (p *Payload) Place(ctx context.Context, dir string) error {
 	if p.placed(dir) {
 		return nil
 	}
-	if err := os.MkdirAll(dir, 0o755); err != nil {
+	if err := errors.Join(os.MkdirAll(dir, 0o755), os.Chmod(dir, 0o755)); err != nil {
 		return err
 	}
 	unlock, err := lock(dir)
@@ -87,7 +85,7 @@ func (p *Payload) Place(ctx context.Context, dir string) error {
 		return nil
 	}
 	if !p.complete(dir) {
-		if err := p.write(ctx, filepath.Join(dir, p.Sum())); err != nil {
+		if err := p.write(ctx, dir, false, runtime.GOMAXPROCS(0)); err != nil {
 			return fmt.Errorf("unpack the payload: %w", err)
 		}
 	}
@@ -98,13 +96,25 @@ func (p *Payload) Place(ctx context.Context, dir string) error {
 	return p.prune(dir, before)
 }
 
-// Settle waits until what Place wrote is on disk, and notes that it is.
-func (p *Payload) Settle(dir string) error {
+// Settle unpacks what Place left for later, waits until all is on disk, and notes
+// that it is.
+func (p *Payload) Settle(ctx context.Context, dir string) error {
 	if p.complete(dir) {
 		return nil
 	}
-	home := filepath.Join(dir, p.Sum())
-	root, err := os.OpenRoot(home)
+	unlock, err := lock(dir)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	if p.complete(dir) {
+		return nil
+	}
+	// One at a time: the node is starting meanwhile.
+	if err := p.write(ctx, dir, true, 1); err != nil {
+		return fmt.Errorf("unpack the payload: %w", err)
+	}
+	root, err := os.OpenRoot(filepath.Join(dir, p.Sum()))
 	if err != nil {
 		return err
 	}
@@ -153,9 +163,12 @@ func (p *Payload) complete(dir string) bool {
 	return true
 }
 
-// write unpacks every file into home, over what may be there. Each file appears
-// whole or not at all, so that a folder in use stays usable while it is repaired.
-func (p *Payload) write(ctx context.Context, home string) error {
+// write unpacks the files that a node needs at once, or those for later, over what
+// may be there. Each file appears whole or not at all, so that a folder in use
+// stays usable while it is repaired.
+func (p *Payload) write(ctx context.Context, dir string, later bool, parallel int) error {
+	home := filepath.Join(dir, p.Sum())
+	// Whatever the umask is, people who are not root may run what is here.
 	if err := errors.Join(os.MkdirAll(home, 0o755), os.Chmod(home, 0o755)); err != nil {
 		return err
 	}
@@ -177,8 +190,10 @@ func (p *Payload) write(ctx context.Context, home string) error {
 	entries := slices.SortedFunc(slices.Values(p.entries), func(a, b Entry) int { return cmp.Compare(b.Size, a.Size) })
 	work := make(chan Entry, len(entries))
 	for _, e := range entries {
+		if e.Later != later {
+			continue
+		}
 		folder := filepath.Dir(e.Name)
-		// Whatever the umask is, people who are not root may run what is here.
 		if err := errors.Join(root.MkdirAll(folder, 0o755), root.Chmod(folder, 0o755)); err != nil {
 			return err
 		}
@@ -189,27 +204,33 @@ func (p *Payload) write(ctx context.Context, home string) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	var workers sync.WaitGroup
-	for range min(runtime.GOMAXPROCS(0), len(entries)) {
+	for range min(parallel, len(work)) {
 		workers.Go(func() {
-			d, err := newDecoder()
-			if err != nil {
+			if err := p.drain(ctx, work, root, exe); err != nil {
 				cancel(err)
-				return
-			}
-			defer d.Close()
-			for e := range work {
-				if ctx.Err() != nil {
-					return
-				}
-				if err := d.file(root, exe, int64(p.foot.Offset), e); err != nil {
-					cancel(err)
-					return
-				}
 			}
 		})
 	}
 	workers.Wait()
 	return context.Cause(ctx)
+}
+
+// drain unpacks what it finds in work.
+func (p *Payload) drain(ctx context.Context, work <-chan Entry, root *os.Root, exe *os.File) error {
+	d, err := newDecoder()
+	if err != nil {
+		return err
+	}
+	defer d.Close()
+	for e := range work {
+		if ctx.Err() != nil {
+			return nil // the cause is known to whoever ended it
+		}
+		if err := d.file(root, exe, int64(p.foot.Offset), e); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // switchTo makes the payload current and returns the folder that was, if any.

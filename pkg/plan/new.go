@@ -104,10 +104,13 @@ func (d *decision) addresses() {
 			continue
 		}
 		for _, own := range link.Addrs {
-			for name, ranges := range map[string][]netip.Prefix{"cluster-cidr": n.ClusterCIDR, "service-cidr": n.ServiceCIDR} {
-				for _, r := range ranges {
+			for _, said := range []struct {
+				setting string
+				ranges  []netip.Prefix
+			}{{"cluster-cidr", n.ClusterCIDR}, {"service-cidr", n.ServiceCIDR}} {
+				for _, r := range said.ranges {
 					if r.Overlaps(own) {
-						d.wrong("%s: %s overlaps %s on this host's interface %s; choose another range with --%s", name, r, own.Masked(), link.Name, name)
+						d.wrong("%[1]s: %s overlaps %s on this host's interface %s; choose another range with --%[1]s", said.setting, r, own.Masked(), link.Name)
 					}
 				}
 			}
@@ -127,9 +130,11 @@ func (d *decision) gates() {
 		}
 		d.gateSet[name] = on
 	}
-	// It renews a lease every ten seconds so that several servers find each other.
-	if _, said := d.gateSet["APIServerIdentity"]; !said {
-		d.gateSet["APIServerIdentity"] = false
+	// These renew leases every ten seconds so that several servers find each other.
+	for _, name := range []string{"APIServerIdentity", "UnknownVersionInteroperabilityProxy"} {
+		if _, said := d.gateSet[name]; !said {
+			d.gateSet[name] = false
+		}
 	}
 }
 
@@ -176,6 +181,9 @@ func (d *decision) server() *Server {
 			Server: d.url(),
 		},
 		API: d.url(),
+	}
+	if !c.Components.NoAgent {
+		s.NodeName = d.nodeName
 	}
 	if !c.Components.NoScheduler {
 		s.Scheduler = &Scheduler{Paths: p, Args: c.Components.SchedulerArgs}
@@ -276,6 +284,7 @@ func (d *decision) addons() Addons {
 		"DNS_UPSTREAM":     d.upstream(),
 		"NODE_HOSTS":       d.ips[0].String() + " " + d.nodeName,
 	}}
+	a.Enabled = append(a.Enabled, "podo-node")
 	for _, name := range Batteries() {
 		if slices.Contains(d.cfg.Components.Disable, name) {
 			a.Disabled = append(a.Disabled, name)

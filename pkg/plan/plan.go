@@ -34,6 +34,7 @@ type Server struct {
 	Addons            Addons
 	Kubeconfig        Kubeconfig
 	API               string // URL of the API server as this machine reaches it
+	NodeName          string // of the node in this process; empty if there is none
 }
 
 // Certificates is what the PKI issues for this process, and the join token.

@@ -68,6 +68,9 @@ func Build(g *lifecycle.Group, p plan.Server, d Deps) (Server, error) {
 	if sched != nil {
 		g.Add(sched, s.API.Begun())
 	}
+	if p.NodeName != "" {
+		g.Add(Role(p, d.Gate), s.API)
+	}
 	g.Add(deploy.New(p.Addons, d.Manifests, client(p, d.Gate), d.Values, d.Log), s.API)
 	return s, nil
 }

@@ -46,7 +46,7 @@ func internal(p plan.Server) error {
 	var errs []error
 	for _, leaf := range pki.Table(p.Certificates.Names) {
 		switch leaf.Name {
-		case "podo", "kube-controller-manager", "kube-scheduler", "kubelet", "kube-proxy":
+		case "podo", "kube-controller-manager", "kube-scheduler", "kubelet", "kube-proxy", "podo-node":
 		default:
 			continue
 		}

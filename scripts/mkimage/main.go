@@ -2,7 +2,8 @@
 // folder that is its file system.
 //
 // The same folder always gives the same bytes: files are sorted, owned by root and
-// dated 1970. The one layer is not compressed, because the payload around it is.
+// dated 1970. The one layer is compressed with zstd, so that a node writes it out
+// only once: where it is unpacked to be run.
 package main
 
 import (
@@ -15,6 +16,7 @@ import (
 	"io"
 	"io/fs"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"runtime"
 	"strings"
@@ -69,6 +71,7 @@ func main() {
 	user := flag.String("user", "", "user, or user:group, to run as")
 	entrypoint := flag.String("entrypoint", "", "program to run, words separated by spaces")
 	cmd := flag.String("cmd", "", "arguments if none are given, words separated by spaces")
+	level := flag.Int("level", 19, "how hard to compress, 1 to 19")
 	license := flag.String("license", "", "SPDX expression for the label")
 	flag.Usage = func() {
 		fmt.Fprintln(os.Stderr, "usage: mkimage -name NAME:TAG -out FILE [flags] FOLDER")
@@ -86,30 +89,34 @@ func main() {
 	if *license != "" {
 		config.Labels = map[string]string{"org.opencontainers.image.licenses": *license}
 	}
-	if err := build(*name, *out, flag.Arg(0), config); err != nil {
+	if err := build(*name, *out, flag.Arg(0), *level, config); err != nil {
 		fmt.Fprintf(os.Stderr, "mkimage: %s: %v\n", *name, err)
 		os.Exit(1)
 	}
 }
 
-func build(name, out, folder string, config runConfig) error {
+func build(name, out, folder string, level int, config runConfig) error {
 	layer, err := pack(folder)
+	if err != nil {
+		return err
+	}
+	small, err := compress(layer, level)
 	if err != nil {
 		return err
 	}
 	files := map[string][]byte{}
 	var order []string
 	blob := func(mediaType string, content []byte) descriptor {
-		digest := fmt.Sprintf("%x", sha256.Sum256(content))
-		path := "blobs/sha256/" + digest
+		d := descriptor{MediaType: mediaType, Digest: digest(content), Size: len(content)}
+		path := "blobs/" + strings.Replace(d.Digest, ":", "/", 1)
 		files[path] = content
 		order = append(order, path)
-		return descriptor{MediaType: mediaType, Digest: "sha256:" + digest, Size: len(content)}
+		return d
 	}
-	layers := blob("application/vnd.oci.image.layer.v1.tar", layer)
+	layers := blob("application/vnd.oci.image.layer.v1.tar+zstd", small)
 	configured := blob("application/vnd.oci.image.config.v1+json", encode(image{
 		Created: time.Unix(0, 0).UTC(), Architecture: runtime.GOARCH, OS: "linux",
-		Config: config, RootFS: rootFS{Type: "layers", DiffIDs: []string{layers.Digest}},
+		Config: config, RootFS: rootFS{Type: "layers", DiffIDs: []string{digest(layer)}},
 	}))
 	top := blob("application/vnd.oci.image.manifest.v1+json", encode(manifest{
 		SchemaVersion: 2, MediaType: "application/vnd.oci.image.manifest.v1+json",
@@ -136,6 +143,19 @@ func build(name, out, folder string, config runConfig) error {
 		return err
 	}
 	return os.WriteFile(out, buf.Bytes(), 0o644)
+}
+
+func digest(content []byte) string { return fmt.Sprintf("sha256:%x", sha256.Sum256(content)) }
+
+func compress(content []byte, level int) ([]byte, error) {
+	cmd := exec.Command("zstd", fmt.Sprintf("-%d", level), "--quiet", "--check", "--stdout", "--single-thread",
+		fmt.Sprintf("--stream-size=%d", len(content)))
+	cmd.Stdin, cmd.Stderr = bytes.NewReader(content), os.Stderr
+	small, err := cmd.Output()
+	if err != nil {
+		return nil, fmt.Errorf("zstd: %w", err)
+	}
+	return small, nil
 }
 
 // pack makes a layer of a folder. WalkDir goes in the order of names.

@@ -28,7 +28,8 @@ const usage = `usage: mkpayload pack -parts FILE -cache FOLDER -out FILE
        mkpayload attach -program FILE -payload FILE -out FILE
 
 The parts file has a line for each file of the payload, its columns separated by tabs:
-name, permissions in octal, version, licence, source, and where the file is.
+name, permissions in octal, "boot" if a node needs it to start or else "later",
+version, licence, source, and where the file is.
 `
 
 func main() {
@@ -67,6 +68,7 @@ func run(args []string) error {
 type part struct {
 	payload.Component
 	mode    os.FileMode
+	later   bool
 	content []byte
 }
 
@@ -96,16 +98,17 @@ func pack(parts, cache, out string) error {
 	var entries []payload.Entry
 	for i, p := range list {
 		entries = append(entries, payload.Entry{
-			Component: p.Component, Mode: p.mode, Offset: int64(buf.Len()), Length: int64(len(frames[i])),
+			Component: p.Component, Mode: p.mode, Later: p.later, Offset: int64(buf.Len()), Length: int64(len(frames[i])),
 		})
 		buf.Write(frames[i])
 	}
 	// Two empty blocks end a tar file.
-	end, _, err := compress(make([]byte, 1024), cache)
+	end, last, err := compress(make([]byte, 1024), cache)
 	if err != nil {
 		return err
 	}
 	buf.Write(end)
+	kept = append(kept, last)
 	if err := payload.WriteIndex(&buf, entries); err != nil {
 		return err
 	}
@@ -127,21 +130,21 @@ func read(path string) ([]part, error) {
 	var list []part
 	for line := range strings.Lines(string(text)) {
 		f := strings.Split(strings.TrimSuffix(line, "\n"), "\t")
-		if len(f) != 6 || slices.Contains(f, "") {
-			return nil, fmt.Errorf("%s: %q does not have six columns", path, line)
+		if len(f) != 7 || slices.Contains(f, "") || f[2] != "boot" && f[2] != "later" {
+			return nil, fmt.Errorf("%s: %q is not the line of a part", path, line)
 		}
 		mode, err := strconv.ParseUint(f[1], 8, 32)
 		if err != nil {
 			return nil, fmt.Errorf("%s: %s: %w", path, f[0], err)
 		}
-		content, err := os.ReadFile(f[5])
+		content, err := os.ReadFile(f[6])
 		if err != nil {
 			return nil, err
 		}
 		list = append(list, part{payload.Component{
-			Name: f[0], Version: f[2], License: f[3], Source: f[4],
+			Name: f[0], Version: f[3], License: f[4], Source: f[5],
 			Size: int64(len(content)), SHA256: fmt.Sprintf("%x", sha256.Sum256(content)),
-		}, os.FileMode(mode), content})
+		}, os.FileMode(mode), f[2] == "later", content})
 	}
 	slices.SortFunc(list, func(a, b part) int { return strings.Compare(a.Name, b.Name) })
 
@@ -157,7 +160,7 @@ func read(path string) ([]part, error) {
 	return append(list, part{payload.Component{
 		Name: "components.json", Version: "1", License: "Apache-2.0", Source: "podo",
 		Size: int64(len(content)), SHA256: fmt.Sprintf("%x", sha256.Sum256(content)),
-	}, 0o644, content}), nil
+	}, 0o644, true, content}), nil
 }
 
 func frame(p part, cache string) (frame []byte, kept string, err error) {
@@ -195,8 +198,7 @@ func prune(cache string, kept []string) error {
 		return err
 	}
 	for _, path := range list {
-		info, err := os.Stat(path)
-		if err != nil || slices.Contains(kept, path) || info.Size() < 4096 {
+		if slices.Contains(kept, path) {
 			continue
 		}
 		if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {

@@ -51,7 +51,6 @@ func Args(p plan.APIServer) (args.Set, error) {
 		// One server needs no lease to say that it is there; writing one every
 		// ten seconds is most of what an idle disk would see.
 		"endpoint-reconciler-type": {"master-count"},
-		"apiserver-count":          {"1"},
 	}
 	if hasAny(p.Args, "anonymous-auth", "authentication-config") || hasPrefix(p.Args, "oidc-") {
 		delete(ours, "authentication-config") // upstream refuses it beside the older flags

@@ -5,6 +5,7 @@ import (
 	"strings"
 
 	"github.com/podo-dev/podo/pkg/kube/args"
+	"github.com/podo-dev/podo/pkg/paths"
 	"github.com/podo-dev/podo/pkg/plan"
 )
 
@@ -35,6 +36,7 @@ func Args(p plan.ControllerManager) (args.Set, error) {
 		"cluster-cidr":                                    {join(p.PodCIDR)},
 		"service-cluster-ip-range":                        {join(p.ServiceCIDR)},
 		"configure-cloud-routes":                          {"false"},
+		"flex-volume-plugin-dir":                          {paths.KubeletRoot + "/volumeplugins"},
 		"controllers":                                     {"*,tokencleaner,bootstrapsigner"},
 		// Building the controllers makes a hundred calls in a row; at upstream's 20
 		// a second the first pod waits five seconds for its service account.

@@ -66,5 +66,9 @@ func (m *Manager) Run(ctx context.Context, ready func()) error {
 	}
 	c.Kubeconfig, c.Client = rc, client
 	m.gate.Announce(ctx, ready)
-	return app.Run(ctx, c.Complete())
+	err = app.Run(ctx, c.Complete())
+	if ctx.Err() != nil {
+		return nil // stopped while it was still building controllers
+	}
+	return err
 }

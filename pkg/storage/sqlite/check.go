@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net/url"
 	"os"
 )
 
@@ -54,13 +55,21 @@ func check(ctx context.Context, path string, known bool) error {
 	if page == 1 {
 		page = 65536
 	}
-	if pages := int64(binary.BigEndian.Uint32(header[28:])); page < 512 || info.Size() < pages*page {
+	if page < 512 || page&(page-1) != 0 {
+		return damaged(fmt.Sprintf("has a header that makes no sense: pages of %d bytes", page))
+	}
+	// Writing the log back into the file begins with the first page, which tells the
+	// new size. A file that was killed in the middle is whole together with its log.
+	wal, err := os.Stat(path + "-wal")
+	alone := err != nil || wal.Size() == 0
+	if pages := int64(binary.BigEndian.Uint32(header[28:])); alone && info.Size() < pages*page {
 		return damaged(fmt.Sprintf("is cut off: %d bytes of %d", info.Size(), pages*page))
 	}
 	if info.Size() > thorough {
 		return nil
 	}
-	db, err := sql.Open("sqlite3", path+"?_busy_timeout=5000")
+	// Closing a writable database would write the log back, damaged or not.
+	db, err := sql.Open("sqlite3", (&url.URL{Scheme: "file", Opaque: (&url.URL{Path: path}).EscapedPath(), RawQuery: "mode=ro&_busy_timeout=5000"}).String())
 	if err != nil {
 		return err
 	}

@@ -1,0 +1,181 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
+
+	"github.com/urfave/cli/v2"
+	"golang.org/x/sys/unix"
+
+	"github.com/podo-dev/podo/pkg/paths"
+	"github.com/podo-dev/podo/pkg/payload"
+	"github.com/podo-dev/podo/pkg/status"
+)
+
+// appletNames are the programs of the payload that podo turns into, as a sub-command
+// or when it is called by their name.
+func appletNames() []string { return []string{"kubectl", "crictl", "ctr"} }
+
+// calledAs is the applet that the name podo was called by stands for.
+func calledAs(arg0 string) (name string, ok bool) {
+	name = filepath.Base(arg0)
+	return name, slices.Contains(appletNames(), name)
+}
+
+func kubectlCommand() *cli.Command {
+	return appletCommand("kubectl", "control the cluster (Kubernetes' own client)", "ARGUMENTS...")
+}
+
+func crictlCommand() *cli.Command {
+	return appletCommand("crictl", "look at this node's pods, containers and images", "ARGUMENTS...")
+}
+
+func ctrCommand() *cli.Command {
+	return appletCommand("ctr", "debug containerd itself", "ARGUMENTS...")
+}
+
+// appletCommand hands every argument on untouched, --help included.
+func appletCommand(name, usage, args string) *cli.Command {
+	return &cli.Command{
+		Name:            name,
+		Usage:           usage,
+		ArgsUsage:       args,
+		Category:        "Tools inside (also by these names as links to podo)",
+		SkipFlagParsing: true,
+		HideHelp:        true,
+		Action: func(c *cli.Context) error {
+			return runApplet(c.Context, name, c.Args().Slice())
+		},
+	}
+}
+
+// runApplet becomes a program of the payload, so that its signals, terminal and exit
+// code are the user's own. It returns only if it cannot.
+func runApplet(ctx context.Context, name string, args []string) error {
+	env, err := appletEnv(name, args)
+	if err != nil {
+		return fmt.Errorf("%s: %w", name, err)
+	}
+	program, err := findApplet(ctx, name)
+	if err != nil {
+		return fmt.Errorf("%s: %w", name, err)
+	}
+	err = syscall.Exec(program, append([]string{name}, args...), env)
+	return fmt.Errorf("run %s: %w", program, err)
+}
+
+// appletEnv points a program at this machine's cluster, unless the user points it
+// elsewhere.
+func appletEnv(name string, args []string) ([]string, error) {
+	env := os.Environ()
+	preset := func(key, value string) {
+		if os.Getenv(key) == "" {
+			env = append(slices.DeleteFunc(env, func(kv string) bool { return strings.HasPrefix(kv, key+"=") }), key+"="+value)
+		}
+	}
+	engine := paths.New(paths.DefaultData).Socket("containerd")
+	switch name {
+	case "crictl":
+		preset("CONTAINER_RUNTIME_ENDPOINT", "unix://"+engine)
+		preset("IMAGE_SERVICE_ENDPOINT", "unix://"+engine)
+		if _, err := os.Stat("/etc/crictl.yaml"); errors.Is(err, fs.ErrNotExist) {
+			preset("CRI_CONFIG_FILE", os.DevNull) // it warns if it finds no file at all
+		}
+	case "ctr":
+		preset("CONTAINERD_ADDRESS", engine)
+		preset("CONTAINERD_NAMESPACE", "k8s.io")
+	case "kubectl":
+		path, err := clusterKubeconfig(args)
+		if err != nil {
+			return nil, err
+		}
+		if path != "" {
+			preset("KUBECONFIG", path)
+		}
+	}
+	return env, nil
+}
+
+// clusterKubeconfig is the administrator's kubeconfig, or empty if kubectl should look
+// where it always does.
+func clusterKubeconfig(args []string) (string, error) {
+	if os.Getenv("KUBECONFIG") != "" {
+		return "", nil
+	}
+	cfg, _, _ := resolveServer(os.Environ(), nil)
+	path := cfg.Kubeconfig.Path
+	f, err := os.Open(path)
+	if err == nil {
+		return path, f.Close()
+	}
+	own := false
+	if home, herr := os.UserHomeDir(); herr == nil {
+		_, herr = os.Stat(filepath.Join(home, ".kube", "config"))
+		own = herr == nil
+	}
+	switch {
+	case own, needsNoCluster(args):
+		return "", nil
+	case errors.Is(err, fs.ErrPermission):
+		return "", fmt.Errorf("%w; use sudo, or start podo with --write-kubeconfig-mode=644, or copy it once with: sudo podo kubeconfig merge", err)
+	case errors.Is(err, fs.ErrNotExist):
+		return "", fmt.Errorf("there is no cluster on this machine yet (no %s); start one with: sudo podo server", path)
+	}
+	return "", err
+}
+
+// needsNoCluster reports whether kubectl is asked for something that it knows itself,
+// or is told where the cluster is.
+func needsNoCluster(args []string) bool {
+	if len(args) == 0 {
+		return true
+	}
+	switch args[0] {
+	case "help", "completion", "config", "options", "plugin", "kustomize":
+		return true
+	}
+	return slices.ContainsFunc(args, func(a string) bool {
+		name, _, _ := strings.Cut(a, "=")
+		return slices.Contains([]string{"-h", "--help", "--client", "--kubeconfig", "--server", "-s"}, name) || strings.HasPrefix(a, "__complete")
+	})
+}
+
+// findApplet is the path of a program that podo server unpacked, or else of one that
+// is unpacked now: by root where podo server would, by others in their cache folder.
+func findApplet(ctx context.Context, name string) (string, error) {
+	cfg, _, _ := resolveServer(os.Environ(), nil)
+	dir := cfg.DataDir
+	if path := paths.New(dir).Program(name); unix.Access(path, unix.X_OK) == nil {
+		return path, nil
+	}
+	if r, err := status.Fetch(ctx, paths.New(dir).Socket("podo")); err == nil && r.DataDir != "" {
+		dir = r.DataDir
+		if path := paths.New(dir).Program(name); unix.Access(path, unix.X_OK) == nil {
+			return path, nil
+		}
+	}
+	into := paths.New(dir).Payload()
+	if os.Geteuid() != 0 {
+		cache, err := os.UserCacheDir()
+		if err != nil {
+			return "", fmt.Errorf("no folder to unpack into: %w", err)
+		}
+		into = filepath.Join(cache, "podo")
+	}
+	exe, err := os.Executable()
+	if err != nil {
+		return "", err
+	}
+	bin, err := payload.Unpack(ctx, exe, into)
+	if err != nil {
+		return "", err
+	}
+	return filepath.Join(bin, name), nil
+}

@@ -1,0 +1,154 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"os/user"
+	"path/filepath"
+	"strconv"
+
+	"github.com/urfave/cli/v2"
+
+	"github.com/podo-dev/podo/pkg/atomicfile"
+	"github.com/podo-dev/podo/pkg/kubeconfig"
+	"github.com/podo-dev/podo/pkg/reset"
+)
+
+func kubeconfigCommand() *cli.Command {
+	to := &cli.StringFlag{Name: "to", TakesFile: true, Usage: "`FILE` to change", DefaultText: "$KUBECONFIG, else .kube/config in your home, also with sudo"}
+	name := &cli.StringFlag{Name: "name", Value: reset.Context, Usage: "`NAME` of the context, the cluster and the user in it"}
+	return &cli.Command{
+		Name:  "kubeconfig",
+		Usage: "let kubectl and other tools find this cluster",
+		Description: `podo writes the administrator's kubeconfig to one file of its own. Tools look in
+.kube/config in your home: these commands put the cluster there, or take it out.
+Other entries in that file stay as they are.
+
+Examples:
+  sudo podo kubeconfig merge                       add the cluster and make it current
+  kubectl --context podo get nodes                 use it
+  podo kubeconfig remove                           take it out again
+  export KUBECONFIG=$(podo kubeconfig path)        or use podo's own file`,
+		Subcommands: []*cli.Command{
+			{
+				Name: "merge", Usage: "add this cluster to your kubeconfig and make it current",
+				Flags: []cli.Flag{to, name}, OnUsageError: flagProblem,
+				Action: func(c *cli.Context) error {
+					if err := noArgs(c); err != nil {
+						return err
+					}
+					return mergeKubeconfig(c)
+				},
+			},
+			{
+				Name: "remove", Usage: "take this cluster out of your kubeconfig",
+				Flags: []cli.Flag{to, name}, OnUsageError: flagProblem,
+				Action: func(c *cli.Context) error {
+					if err := noArgs(c); err != nil {
+						return err
+					}
+					p, err := kubeconfigOwner(c)
+					if err != nil {
+						return err
+					}
+					removed, err := kubeconfig.Remove(p.file, c.String("name"))
+					if err != nil {
+						return err
+					}
+					_, err = fmt.Fprintf(c.App.Writer, choose(removed, "removed context %s from %s\n", "no context %s in %s\n"), c.String("name"), p.file)
+					return err
+				},
+			},
+			{
+				Name: "path", Usage: "print where the administrator's kubeconfig is",
+				OnUsageError: flagProblem,
+				Action: func(c *cli.Context) error {
+					if err := noArgs(c); err != nil {
+						return err
+					}
+					cfg, _, _ := resolveServer(os.Environ(), nil)
+					_, err := fmt.Fprintln(c.App.Writer, cfg.Kubeconfig.Path)
+					return err
+				},
+			},
+		},
+	}
+}
+
+func mergeKubeconfig(c *cli.Context) error {
+	cfg, _, _ := resolveServer(os.Environ(), nil)
+	from := cfg.Kubeconfig.Path
+	switch f, err := os.Open(from); {
+	case errors.Is(err, fs.ErrNotExist):
+		return fmt.Errorf("kubeconfig: there is no cluster on this machine yet (no %s); start one with: sudo podo server", from)
+	case errors.Is(err, fs.ErrPermission):
+		return fmt.Errorf("kubeconfig: %w; try: sudo podo kubeconfig merge", err)
+	case err == nil:
+		f.Close()
+	}
+	admin, err := kubeconfig.Client(from, nil)
+	if err != nil {
+		return fmt.Errorf("kubeconfig: read %s: %w", from, err)
+	}
+	p, err := kubeconfigOwner(c)
+	if err != nil {
+		return err
+	}
+	_, statErr := os.Stat(filepath.Dir(p.file))
+	err = kubeconfig.Merge(p.file, kubeconfig.Config{
+		Name:     c.String("name"),
+		Server:   admin.Host,
+		CA:       admin.CAData,
+		CAFile:   admin.CAFile,
+		Cert:     admin.CertData,
+		CertFile: admin.CertFile,
+		Key:      admin.KeyData,
+		KeyFile:  admin.KeyFile,
+	}, atomicfile.Owner(p.uid), atomicfile.Group(p.gid))
+	if err != nil {
+		return err
+	}
+	if errors.Is(statErr, fs.ErrNotExist) && p.uid >= 0 {
+		if err := os.Chown(filepath.Dir(p.file), p.uid, p.gid); err != nil {
+			return err
+		}
+	}
+	_, err = fmt.Fprintf(c.App.Writer, "merged %s into %s as context %s, which is now current\n", from, p.file, c.String("name"))
+	return err
+}
+
+// personal is a person's kubeconfig, and the person if that is not who we run as.
+type personal struct {
+	file     string
+	uid, gid int
+}
+
+func kubeconfigOwner(c *cli.Context) (personal, error) {
+	p := personal{file: c.String("to"), uid: -1, gid: -1}
+	if p.file == "" {
+		if list := filepath.SplitList(os.Getenv("KUBECONFIG")); len(list) > 0 {
+			p.file = list[0]
+		}
+	}
+	if p.file != "" {
+		return p, nil
+	}
+	if name := os.Getenv("SUDO_USER"); name != "" && os.Geteuid() == 0 {
+		u, err := user.Lookup(name)
+		if err != nil {
+			return p, fmt.Errorf("kubeconfig: find the home of %s, who called sudo: %w; name the file with --to", name, err)
+		}
+		p.uid, _ = strconv.Atoi(u.Uid)
+		p.gid, _ = strconv.Atoi(u.Gid)
+		p.file = filepath.Join(u.HomeDir, ".kube", "config")
+		return p, nil
+	}
+	home, err := os.UserHomeDir()
+	if err != nil {
+		return p, fmt.Errorf("kubeconfig: find your home: %w; name the file with --to", err)
+	}
+	p.file = filepath.Join(home, ".kube", "config")
+	return p, nil
+}

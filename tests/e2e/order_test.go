@@ -1,0 +1,127 @@
+package e2e
+
+import (
+	"os"
+	"testing"
+)
+
+// A promise is what podo says of itself, and the test that holds it to that.
+type promise struct {
+	name string
+	keep func(*testing.T)
+}
+
+// TestPodo is the order of everything. Machines are scarce, so that one cluster
+// serves all the tests that do not need another.
+func TestPodo(t *testing.T) {
+	if os.Getenv(enabled) != "1" {
+		t.Skip("starts a node on this machine; set " + enabled + "=1 to allow that")
+	}
+	t.Run("without a cluster", func(t *testing.T) {
+		inTurn(t, []promise{
+			{"tells what it is", tellsVersion},
+			{"tells that it does not run", tellsThatItDoesNotRun},
+			{"checks the machine", checksTheMachine},
+			{"blames settings by their origin", blamesOrigin},
+			{"refuses what cannot be, and says what to do", refuses},
+			{"refuses machines it cannot run on", refusesMachines},
+			{"refuses flags of components that do not exist", refusesComponentFlags},
+			{"names the part that cannot start", namesThePartThatDied},
+		})
+	})
+	t.Run("a cluster", func(t *testing.T) {
+		withCluster(t, func(t *testing.T) {
+			t.Run("itself", func(t *testing.T) {
+				inTurn(t, []promise{
+					{"boots in few words", bootsInFewWords},
+					{"tells the service manager once", tellsServiceManagerOnce},
+					{"describes its node", describesItsNode},
+					{"takes settings from every source", takesSettingsFromEverySource},
+					{"keeps strangers out", keepsStrangersOut},
+					{"proves who its kubelet is", provesKubelet},
+					{"tells how it stands", tellsHowItStands},
+					{"brings its tools", bringsTools},
+					{"completes in bash", completesInBash},
+					{"refuses a second server", refusesSecondServer},
+				})
+			})
+			t.Run("runs", func(t *testing.T) {
+				atOnce(t, []promise{
+					{"cron jobs", cronJobs}, // waits for the minute
+					{"deployments", deployments},
+					{"services", services},
+					{"host ports", hostPorts},
+					{"names of the cluster", dnsNames},
+					{"names of your own", dnsCustom},
+					{"volumes", volumes},
+					{"changed config maps", changedConfigMaps},
+					{"probes", probes},
+					{"init containers and sidecars", initAndSidecars},
+					{"graceful ends", gracefulEnds},
+					{"limits", limits},
+					{"the out-of-memory killer on the hog alone", outOfMemory},
+					{"resizes in place", resizes},
+					{"jobs", jobs},
+					{"daemon sets", daemonSets},
+					{"stateful sets", statefulSets},
+					{"exec, attach and cp", execAttachCopy},
+					{"logs that follow", logsFollow},
+					{"port-forward", portForward},
+					{"debug containers", debugContainers},
+					{"service-account tokens", tokens},
+					{"quotas and limit ranges", quotas},
+					{"static pods", staticPods},
+				})
+				inTurn(t, []promise{
+					{"more than 110 pods", crowd},
+				})
+			})
+			t.Run("survives", func(t *testing.T) {
+				inTurn(t, []promise{
+					{"being told to stop, without a pod noticing", survivesStop},
+					{"being killed, without a pod noticing", survivesKill},
+					{"the death of containerd", survivesContainerdDeath},
+					{"a damaged datastore, which it refuses", refusesDamagedDatastore},
+					{"a clock that is behind", refusesWrongClock},
+					{"a data directory of a newer podo, which it refuses", refusesNewerLayout},
+					{"podo kill, which leaves no pod", killLeavesNoPod},
+				})
+			})
+			t.Run("goes", func(t *testing.T) {
+				inTurn(t, []promise{
+					{"without a trace", uninstallsWithoutTrace},
+					{"and tells what stayed", verifyTellsWhatStayed},
+				})
+			})
+		})
+	})
+	t.Run("a first boot", func(t *testing.T) {
+		inTurn(t, []promise{
+			{"completes after being killed at any moment", firstBootKilled},
+			{"says when containerd cannot start", containerdCannotStart},
+		})
+	})
+	t.Run("a full disk", func(t *testing.T) {
+		inTurn(t, []promise{
+			{"costs no pod and heals by itself", diskFull},
+		})
+	})
+}
+
+func inTurn(t *testing.T, list []promise) {
+	for _, p := range list {
+		t.Run(p.name, p.keep)
+	}
+}
+
+// atOnce returns when all are done: tests that run in parallel hold up their parent.
+func atOnce(t *testing.T, list []promise) {
+	t.Run("together", func(t *testing.T) {
+		for _, p := range list {
+			t.Run(p.name, func(t *testing.T) {
+				t.Parallel()
+				p.keep(t)
+			})
+		}
+	})
+}
