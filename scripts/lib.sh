@@ -43,6 +43,37 @@ static() {
 	done
 }
 
+# userland lays busybox with a link for each of its commands into a folder, and the
+# few files that programs expect of a system: userland FOLDER
+userland() {
+	local dir=$1 busybox=$cache/tmp/busybox applet
+	scripts/debian unpack "$busybox" busybox-static
+	mkdir -p "$dir"/{bin,sbin,usr/bin,usr/sbin,etc,root,home,proc,sys,dev,var} "$dir/tmp"
+	cp "$busybox/bin/busybox" "$dir/bin/busybox"
+	chmod 755 "$dir/bin/busybox"
+	for applet in $("$dir/bin/busybox" --list-full | grep /); do
+		mkdir -p "$dir/${applet%/*}"
+		[ -e "$dir/$applet" ] || ln -s /bin/busybox "$dir/$applet"
+	done
+	echo 'root:x:0:0:root:/root:/bin/sh
+nobody:x:65534:65534:nobody:/:/bin/false' >"$dir/etc/passwd"
+	echo 'root:x:0:
+nogroup:x:65534:' >"$dir/etc/group"
+	chmod -R u=rwX,go=rX "$dir"
+	chmod 1777 "$dir/tmp"
+	rm -rf "$busybox"
+}
+
+# certificates writes the bundle of Debian's root certificates: certificates FILE
+certificates() {
+	local unpacked=$cache/tmp/certificates
+	scripts/debian unpack "$unpacked" ca-certificates
+	mkdir -p "$(dirname "$1")"
+	LC_ALL=C find "$unpacked/usr/share/ca-certificates" -name '*.crt' -print0 | LC_ALL=C sort -z |
+		xargs -0 cat >"$1"
+	rm -rf "$unpacked"
+}
+
 # Only one build at a time: they write the same files.
 mkdir -p "$cache"
 exec 9>"$cache/lock"

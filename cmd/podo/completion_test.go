@@ -33,8 +33,8 @@ func script(t *testing.T, shell string) string {
 	return path
 }
 
-// TestCompletionBash asks bash itself. The function podo stands in for the program
-// that kubectl's and crictl's own completions are asked of.
+// TestCompletionBash asks bash itself. A function stands in for podo where its tools
+// are asked for completions of their own.
 func TestCompletionBash(t *testing.T) {
 	if _, err := exec.LookPath("bash"); err != nil {
 		t.Skip("no bash here")
@@ -52,7 +52,8 @@ podo() {
 	"kubectl __complete get pods --namespace=ku") printf -- '--namespace=kube-system\n:4\n' ;;
 	"kubectl __complete get pods -n ") printf 'default\nkube-system\n:4\n' ;;
 	"kubectl __complete apply -f ") printf ':0\n' ;;
-	"crictl --generate-bash-completion") printf 'pods\nps\nimages\n' ;;
+	"crictl completion bash") printf '_crictl() {\n    opts="images\npods\nps"\n}\n' ;;
+	"ctr images --generate-bash-completion") printf 'check:check that an image is there\nexport\n' ;;
 	*) echo "asked: $*" >&2; return 1 ;;
 	esac
 }
@@ -83,6 +84,8 @@ printf '%s\n' "${COMPREPLY[@]}"
 		"kubectl empty word":     {line: "podo kubectl get pods -n ", want: []string{"default", "kube-system"}, only: true},
 		"kubectl files":          {line: "podo kubectl apply -f ", want: []string{"a file.yaml"}},
 		"crictl":                 {line: "podo crictl p", want: []string{"pods", "ps"}, only: true},
+		"crictl arguments":       {line: "podo crictl ps p", only: true},
+		"ctr":                    {line: "podo ctr images c", want: []string{"check"}, only: true},
 		"nothing known":          {line: "podo nonsense", want: nil, only: true},
 	}
 	for name, tt := range tests {

@@ -7,7 +7,6 @@ import (
 	"os"
 	"runtime"
 	"runtime/debug"
-	"strings"
 	"time"
 
 	"github.com/urfave/cli/v2"
@@ -175,7 +174,7 @@ func imageValues(exe string) (map[string]string, error) {
 	}
 	for _, c := range parts {
 		if c.Name == "images/coredns.tar" {
-			return map[string]string{"COREDNS_IMAGE": "podo.local/coredns:" + strings.TrimPrefix(c.Version, "v")}, nil
+			return map[string]string{"COREDNS_IMAGE": "podo.local/coredns:" + c.Version}, nil
 		}
 	}
 	return nil, errors.New("the payload holds no CoreDNS image")

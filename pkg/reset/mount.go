@@ -66,16 +66,16 @@ func unescape(s string) string {
 	return b.String()
 }
 
-// ours picks what podo, its kubelet and its containerd mounted, in mounting order.
+// ourMounts picks what podo, its kubelet and its containerd mounted, in mounting
+// order; if the kubelet's folder is shared with another, nothing in it.
 //
 // A disk that somebody mounted for podo stays, be it the data directory itself or a
 // folder in it: of the data directory, only what is inside containerd's root counts.
-func (m *machine) ourMounts(all []mount) []mount {
+func (m *machine) ourMounts(all []mount, shared bool) []mount {
 	device := map[int]string{}
 	for _, t := range all {
 		device[t.id] = t.device
 	}
-	shared := m.otherKubelet(sameHost) != ""
 	run := resolved(m.Paths.Run)
 	engine := m.real.ContainerdRoot()
 	kubelet := resolved(paths.KubeletRoot)
@@ -97,6 +97,23 @@ func (m *machine) ourMounts(all []mount) []mount {
 	return out
 }
 
+// reachable lists our mounts that a path leads to. A mount below another one cannot be
+// taken away until that has been, and one in a folder that is mounted over, never.
+func (m *machine) reachable() ([]mount, error) {
+	all, err := mounts()
+	if err != nil {
+		return nil, err
+	}
+	ours := m.ourMounts(all, m.otherKubelet(sameHost) != "")
+	return slices.DeleteFunc(ours, func(t mount) bool {
+		var st unix.Statx_t
+		err := unix.Statx(unix.AT_FDCWD, t.point, unix.AT_SYMLINK_NOFOLLOW|unix.AT_NO_AUTOMOUNT|unix.AT_STATX_DONT_SYNC, unix.STATX_MNT_ID, &st)
+		// A mount whose server is gone cannot be looked at, but it can be taken away.
+		gone := errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENOTDIR)
+		return gone || err == nil && st.Mask&unix.STATX_MNT_ID != 0 && st.Mnt_id != uint64(t.id)
+	}), nil
+}
+
 // resolved is path without symbolic links, as mountinfo has it.
 func resolved(path string) string {
 	if real, err := filepath.EvalSymlinks(path); err == nil {
@@ -109,15 +126,11 @@ func resolved(path string) string {
 // the kernel ends killed processes in its own time, and is then detached: it vanishes
 // from view at once and from the kernel when its last user ends.
 func (m *machine) unmount(ctx context.Context) error {
-	count := -1
+	count := 0
 	for try := 0; ; try++ {
-		all, err := mounts()
+		left, err := m.reachable()
 		if err != nil {
 			return fmt.Errorf("unmount: %w", err)
-		}
-		left := m.ourMounts(all)
-		if count < 0 {
-			count = len(left)
 		}
 		if len(left) == 0 {
 			if count > 0 {
@@ -131,8 +144,11 @@ func (m *machine) unmount(ctx context.Context) error {
 		}
 		var errs []error
 		for _, t := range slices.Backward(left) {
-			err := unix.Unmount(t.point, flags)
-			if err != nil && !errors.Is(err, unix.EINVAL) && !errors.Is(err, unix.ENOENT) {
+			switch err := unix.Unmount(t.point, flags); {
+			case err == nil:
+				count++
+			case errors.Is(err, unix.EINVAL), errors.Is(err, unix.ENOENT): // gone with another
+			default:
 				errs = append(errs, fmt.Errorf("unmount %s: %w", t.point, err))
 			}
 		}

@@ -49,8 +49,7 @@ func Kill(ctx context.Context, o Options) error {
 	if err != nil {
 		return err
 	}
-	troubles, err := m.kill(ctx)
-	return errors.Join(append(troubles, err)...)
+	return m.stopped(ctx, func() error { return nil })
 }
 
 // Uninstall does what Kill does and then removes every file podo made.
@@ -64,12 +63,7 @@ func Uninstall(ctx context.Context, o Options) error {
 			return err // before anything is stopped
 		}
 	}
-	// Files stay while a pod may still use them.
-	troubles, err := m.kill(ctx)
-	if err != nil {
-		return err
-	}
-	return errors.Join(append(troubles, m.removeFiles(ctx))...)
+	return m.stopped(ctx, func() error { return m.removeFiles(ctx) })
 }
 
 // machine is one machine as a reset sees it.
@@ -102,21 +96,16 @@ func look(o Options) (*machine, error) {
 
 func (m *machine) tell(format string, args ...any) { m.Tell(fmt.Sprintf(format, args...)) }
 
-// kill returns troubles that leave something behind, and apart from them an error that
-// makes it unsafe to go on.
-func (m *machine) kill(ctx context.Context) (troubles []error, err error) {
-	note := func(err error) {
-		if err != nil {
-			troubles = append(troubles, err)
-		}
-	}
-
+// stopped stops podo and its pods, takes them out of the kernel, and then calls and,
+// while podo still cannot start. Files are out of reach as long as a pod may use them:
+// if one does not end, and is not called.
+func (m *machine) stopped(ctx context.Context, and func() error) error {
 	if err := m.stopPodo(ctx); err != nil {
-		return nil, err
+		return err
 	}
 	release, err := m.hold(ctx)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	defer release()
 
@@ -124,20 +113,17 @@ func (m *machine) kill(ctx context.Context) (troubles []error, err error) {
 	m.findContainers()
 	groups := m.podCgroups()
 	if err := m.stopPods(ctx); err != nil {
-		return nil, err
+		return err
 	}
-	note(m.unmount(ctx))
-	note(m.removeNetns())
+	// From here on every step is worth trying, whatever the one before met.
+	errs := []error{m.unmount(ctx), m.removeNetns()}
 	if who := m.otherKubelet(sameHost); who != "" {
 		m.tell("left links, packet filter tables and /var/lib/kubelet alone: %s uses them", who)
 	} else {
-		note(m.removeLinks())
-		note(m.removeTables())
-		note(m.removeIPTables(ctx))
+		errs = append(errs, m.removeLinks(), m.removeTables(), m.removeIPTables(ctx))
 	}
-	note(m.removeCgroups(ctx, groups))
-	note(m.removeRuntimeFiles())
-	return troubles, nil
+	errs = append(errs, m.removeCgroups(ctx, groups), m.removeRuntimeFiles(), and())
+	return errors.Join(errs...)
 }
 
 // hold keeps podo from starting until release is called, by taking the locks that

@@ -294,6 +294,15 @@ func smallMachine(t *testing.T) {
 	if !alive(stranger) || !alive(podo) {
 		t.Error("Kill killed processes that are not podo's")
 	}
+	var apps []int
+	for _, q := range processes() {
+		if q.exe == app {
+			apps = append(apps, q.pid)
+		}
+	}
+	if len(apps) != 2 { // the idle one, and the stranger's
+		t.Errorf("containers left: %v", apps)
+	}
 	checkForeign(t)
 	must(t, Kill(t.Context(), o)) // once more, on a machine where nothing runs
 
@@ -505,11 +514,14 @@ func TestOurMountsKeepsDisks(t *testing.T) {
 		{id: 9, parent: 1, device: "0:4", point: "/none/running"},
 	}
 	var got []int
-	for _, t := range m.ourMounts(all) {
+	for _, t := range m.ourMounts(all, false) {
 		got = append(got, t.id)
 	}
 	if !slices.Equal(got, []int{4, 5, 7, 8}) {
 		t.Errorf("ours = %v", got)
+	}
+	if shared := m.ourMounts(all, true); len(shared) != 2 {
+		t.Errorf("ours beside another kubelet = %v", shared)
 	}
 }
 

@@ -37,11 +37,11 @@ func Verify(o Options) ([]Leftover, error) {
 	for _, p := range pods {
 		add("process", "%d %s", p.pid, p.name())
 	}
-	all, err := mounts()
+	left, err := m.reachable()
 	if err != nil {
 		return nil, err
 	}
-	for _, t := range m.ourMounts(all) {
+	for _, t := range left {
 		add("mount", "%s", t.point)
 	}
 	for _, path := range m.podNetns() {

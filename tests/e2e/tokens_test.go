@@ -33,7 +33,10 @@ spec:
 	s.podReady("caller")
 
 	// The pod's own client, with what the pod is given.
-	s.logs(30*time.Second, []string{"caller", "-c", "client"}, "status=ok")
+	told := s.logs(30*time.Second, []string{"caller", "-c", "client"}, "authz_header=")
+	if strings.Contains(told, "status=failed") {
+		t.Errorf("the pod's client is refused:\n%s", told)
+	}
 
 	// The same token, used from here at the address that pods use.
 	const place = "/var/run/secrets/kubernetes.io/serviceaccount/"

@@ -59,8 +59,12 @@ func (s *Server) Run(ctx context.Context, ready func()) error {
 	if err := writeAuthentication(s.plan.Paths); err != nil {
 		return err
 	}
-	// A cancelled context in the middle of start-up makes upstream's hooks call
-	// klog.Fatal, so the server is built and started under a context of its own.
+	port, err := listen(ctx, s.plan.Bind, s.plan.Port)
+	if err != nil {
+		return err
+	}
+	defer port.Close()
+	s.options.SecureServing.Listener = port
 	completed, err := s.options.Complete(ctx)
 	if err != nil {
 		return err
@@ -95,11 +99,12 @@ func (s *Server) Run(ctx context.Context, ready func()) error {
 	}
 	go s.announce(ctx, loopback, ready)
 	defer s.gate.Close()
-	go func() {
-		// Clients go first: upstream's drain would wait for informers that never end.
-		<-ctx.Done()
+	// Our own clients go first, since some never end by themselves; then, after a
+	// moment for what is in flight, everybody else.
+	defer context.AfterFunc(ctx, func() {
 		s.gate.Close()
-	}()
+		time.AfterFunc(goodbye, port.cut)
+	})()
 	return prepared.Run(ctx)
 }
 
