@@ -19,7 +19,7 @@ const module = "github.com/podo-dev/podo"
 // floors lists every package by floor, lowest first. A name covers its subfolders.
 var floors = [][]string{
 	{"pkg/version", "pkg/config", "pkg/paths", "pkg/lifecycle", "pkg/atomicfile", "manifests"},
-	{"pkg/host", "pkg/logging", "pkg/pki", "pkg/token", "pkg/kubeconfig", "pkg/process", "pkg/payload", "pkg/configfile", "pkg/datadir", "pkg/gate"},
+	{"pkg/host", "pkg/logging", "pkg/pki", "pkg/token", "pkg/kubeconfig", "pkg/process", "pkg/payload", "pkg/configfile", "pkg/datadir", "pkg/gate", "pkg/nodes"},
 	{"pkg/plan"},
 	{"pkg/storage", "pkg/kube", "pkg/containerd", "pkg/flannel"},
 	{"pkg/deploy", "pkg/images", "pkg/status", "pkg/reset"},

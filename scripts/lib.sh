@@ -1,7 +1,8 @@
+# shellcheck shell=bash disable=SC2034
 # What the build scripts share; they source it. It has no use of its own.
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
-cd "$root"
+cd "$root" || exit
 dist=$root/dist
 cache=$dist/cache
 

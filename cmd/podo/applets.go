@@ -111,17 +111,22 @@ func clusterKubeconfig(args []string) (string, error) {
 	}
 	cfg, _, _ := resolveServer(os.Environ(), nil)
 	path := cfg.Kubeconfig.Path
+	own := ""
+	if home, err := os.UserHomeDir(); err == nil {
+		own = filepath.Join(home, ".kube", "config")
+		if _, err := os.Stat(own); err != nil {
+			own = ""
+		}
+	}
 	f, err := os.Open(path)
 	if err == nil {
+		if own != "" && namesContext(args) {
+			path += string(filepath.ListSeparator) + own
+		}
 		return path, f.Close()
 	}
-	own := false
-	if home, herr := os.UserHomeDir(); herr == nil {
-		_, herr = os.Stat(filepath.Join(home, ".kube", "config"))
-		own = herr == nil
-	}
 	switch {
-	case own, needsNoCluster(args):
+	case own != "", needsNoCluster(args):
 		return "", nil
 	case errors.Is(err, fs.ErrPermission):
 		return "", fmt.Errorf("%w; use sudo, or start podo with --write-kubeconfig-mode=644, or copy it once with: sudo podo kubeconfig merge", err)
@@ -129,6 +134,14 @@ func clusterKubeconfig(args []string) (string, error) {
 		return "", fmt.Errorf("there is no cluster on this machine yet (no %s); start one with: sudo podo server", path)
 	}
 	return "", err
+}
+
+// namesContext reports whether kubectl is told which of several clusters is meant.
+func namesContext(args []string) bool {
+	return slices.ContainsFunc(args, func(a string) bool {
+		name, _, _ := strings.Cut(a, "=")
+		return name == "--context" || name == "--cluster" || name == "--user"
+	})
 }
 
 // needsNoCluster reports whether kubectl is asked for something that it knows itself,

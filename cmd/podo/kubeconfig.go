@@ -8,6 +8,7 @@ import (
 	"os/user"
 	"path/filepath"
 	"strconv"
+	"strings"
 
 	"github.com/urfave/cli/v2"
 
@@ -17,7 +18,9 @@ import (
 )
 
 func kubeconfigCommand() *cli.Command {
-	to := &cli.StringFlag{Name: "to", TakesFile: true, Usage: "`FILE` to change", DefaultText: "$KUBECONFIG, else .kube/config in your home, also with sudo"}
+	file := func(name string) cli.Flag {
+		return &cli.StringFlag{Name: name, TakesFile: true, Usage: "`FILE` to change", DefaultText: "$KUBECONFIG, else .kube/config in your home, also with sudo"}
+	}
 	name := &cli.StringFlag{Name: "name", Value: reset.Context, Usage: "`NAME` of the context, the cluster and the user in it"}
 	return &cli.Command{
 		Name:  "kubeconfig",
@@ -34,7 +37,7 @@ Examples:
 		Subcommands: []*cli.Command{
 			{
 				Name: "merge", Usage: "add this cluster to your kubeconfig and make it current",
-				Flags: []cli.Flag{to, name}, OnUsageError: flagProblem,
+				Flags: []cli.Flag{file("into"), name}, OnUsageError: flagProblem,
 				Action: func(c *cli.Context) error {
 					if err := noArgs(c); err != nil {
 						return err
@@ -44,12 +47,12 @@ Examples:
 			},
 			{
 				Name: "remove", Usage: "take this cluster out of your kubeconfig",
-				Flags: []cli.Flag{to, name}, OnUsageError: flagProblem,
+				Flags: []cli.Flag{file("from"), name}, OnUsageError: flagProblem,
 				Action: func(c *cli.Context) error {
 					if err := noArgs(c); err != nil {
 						return err
 					}
-					p, err := kubeconfigOwner(c)
+					p, err := kubeconfigOwner(c.String("from"))
 					if err != nil {
 						return err
 					}
@@ -92,7 +95,7 @@ func mergeKubeconfig(c *cli.Context) error {
 	if err != nil {
 		return fmt.Errorf("kubeconfig: read %s: %w", from, err)
 	}
-	p, err := kubeconfigOwner(c)
+	p, err := kubeconfigOwner(c.String("into"))
 	if err != nil {
 		return err
 	}
@@ -125,30 +128,35 @@ type personal struct {
 	uid, gid int
 }
 
-func kubeconfigOwner(c *cli.Context) (personal, error) {
-	p := personal{file: c.String("to"), uid: -1, gid: -1}
-	if p.file == "" {
-		if list := filepath.SplitList(os.Getenv("KUBECONFIG")); len(list) > 0 {
-			p.file = list[0]
-		}
-	}
-	if p.file != "" {
-		return p, nil
+// kubeconfigOwner finds the file that is meant if file names none: with sudo, that of
+// the user who called it. A file in that user's home becomes that user's.
+func kubeconfigOwner(file string) (personal, error) {
+	p := personal{file: file, uid: -1, gid: -1}
+	if list := filepath.SplitList(os.Getenv("KUBECONFIG")); p.file == "" && len(list) > 0 {
+		p.file = list[0]
 	}
 	if name := os.Getenv("SUDO_USER"); name != "" && os.Geteuid() == 0 {
 		u, err := user.Lookup(name)
-		if err != nil {
-			return p, fmt.Errorf("kubeconfig: find the home of %s, who called sudo: %w; name the file with --to", name, err)
+		switch {
+		case err != nil && p.file == "":
+			return p, fmt.Errorf("kubeconfig: find the home of %s, who called sudo: %w; name the file", name, err)
+		case err != nil:
+			return p, nil
+		case p.file == "":
+			p.file = filepath.Join(u.HomeDir, ".kube", "config")
 		}
-		p.uid, _ = strconv.Atoi(u.Uid)
-		p.gid, _ = strconv.Atoi(u.Gid)
-		p.file = filepath.Join(u.HomeDir, ".kube", "config")
+		if strings.HasPrefix(filepath.Clean(p.file), u.HomeDir+"/") {
+			p.uid, _ = strconv.Atoi(u.Uid)
+			p.gid, _ = strconv.Atoi(u.Gid)
+		}
 		return p, nil
 	}
-	home, err := os.UserHomeDir()
-	if err != nil {
-		return p, fmt.Errorf("kubeconfig: find your home: %w; name the file with --to", err)
+	if p.file == "" {
+		home, err := os.UserHomeDir()
+		if err != nil {
+			return p, fmt.Errorf("kubeconfig: find your home: %w; name the file", err)
+		}
+		p.file = filepath.Join(home, ".kube", "config")
 	}
-	p.file = filepath.Join(home, ".kube", "config")
 	return p, nil
 }

@@ -62,7 +62,7 @@ Start here:
 			kubeconfigCommand(),
 			killCommand(),
 			uninstallCommand(),
-			//completionCommand(),
+			completionCommand(),
 			versionCommand(),
 		},
 		HideVersion:    true,
@@ -80,7 +80,7 @@ Start here:
 func unknownCommand(c *cli.Context) error {
 	name := c.Args().First()
 	if near := cli.SuggestCommand(c.App.Commands, name); near != "" {
-		return usagef("unknown command %q; did you mean %q?", name, near)
+		return usagef("unknown command %q. %s", name, near) // near is a question already
 	}
 	return usagef("unknown command %q; podo help lists them", name)
 }

@@ -170,6 +170,17 @@ func TestAppletEnv(t *testing.T) {
 	if env, err = appletEnv("kubectl", nil); err != nil || last(env, "KUBECONFIG") != "/mine" {
 		t.Errorf("the user's KUBECONFIG was overridden: %q, %v", last(env, "KUBECONFIG"), err)
 	}
+	t.Setenv("KUBECONFIG", "")
+	own := filepath.Join(os.Getenv("HOME"), ".kube", "config")
+	if err := errors.Join(os.Mkdir(filepath.Dir(own), 0o755), os.WriteFile(own, nil, 0o600)); err != nil {
+		t.Fatal(err)
+	}
+	if env, err = appletEnv("kubectl", []string{"get", "pods"}); err != nil || last(env, "KUBECONFIG") != admin {
+		t.Errorf("beside other clusters: KUBECONFIG = %q, %v", last(env, "KUBECONFIG"), err)
+	}
+	if env, err = appletEnv("kubectl", []string{"get", "--context=podo"}); err != nil || last(env, "KUBECONFIG") != admin+":"+own {
+		t.Errorf("with a named context: KUBECONFIG = %q, %v", last(env, "KUBECONFIG"), err)
+	}
 	t.Setenv("CONTAINERD_NAMESPACE", "mine")
 	env, err = appletEnv("ctr", nil)
 	if err != nil || last(env, "CONTAINERD_NAMESPACE") != "mine" || last(env, "CONTAINERD_ADDRESS") != "/run/podo/containerd.sock" {
@@ -191,7 +202,7 @@ func TestKubeconfigVerbs(t *testing.T) {
 	if out, _, err := run(t, "kubeconfig", "path"); err != nil || out != admin+"\n" {
 		t.Errorf("path = %q, %v", out, err)
 	}
-	if _, _, err := run(t, "kubeconfig", "merge", "--to", mine); err == nil || !strings.Contains(err.Error(), "podo server") {
+	if _, _, err := run(t, "kubeconfig", "merge", "--into", mine); err == nil || !strings.Contains(err.Error(), "podo server") {
 		t.Errorf("merge without a cluster = %v", err)
 	}
 	const text = `{"apiVersion": "v1", "kind": "Config", "current-context": "default",
@@ -201,7 +212,7 @@ func TestKubeconfigVerbs(t *testing.T) {
 	if err := os.WriteFile(admin, []byte(text), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if _, _, err := run(t, "kubeconfig", "merge", "--to", mine); err != nil {
+	if _, _, err := run(t, "kubeconfig", "merge", "--into", mine); err != nil {
 		t.Fatal(err)
 	}
 	got, err := os.ReadFile(mine)
@@ -210,7 +221,7 @@ func TestKubeconfigVerbs(t *testing.T) {
 			t.Errorf("merged = %s, %v; want %q in it", got, err, want)
 		}
 	}
-	if _, _, err := run(t, "kubeconfig", "remove", "--to", mine); err != nil {
+	if _, _, err := run(t, "kubeconfig", "remove", "--from", mine); err != nil {
 		t.Error(err)
 	}
 	if _, err := os.Stat(mine); !errors.Is(err, os.ErrNotExist) {

@@ -3,8 +3,11 @@ package gate_test
 import (
 	"context"
 	"errors"
+	"io"
 	"net"
+	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/podo-dev/podo/pkg/gate"
@@ -71,5 +74,103 @@ func TestCloseCutsAndRefuses(t *testing.T) {
 	}
 	if _, err := g.Dial(t.Context(), "tcp", addr); !errors.Is(err, gate.ErrClosed) {
 		t.Errorf("dial after Close: err = %v, want ErrClosed", err)
+	}
+}
+
+func TestWait(t *testing.T) {
+	ended, end := context.WithCancel(t.Context())
+	end()
+	tests := map[string]struct {
+		ctx   context.Context
+		first func(*gate.Gate)
+		want  error
+	}{
+		"open":                {t.Context(), (*gate.Gate).Open, nil},
+		"closed":              {t.Context(), (*gate.Gate).Close, gate.ErrClosed},
+		"nobody waits longer": {ended, func(*gate.Gate) {}, context.Canceled},
+	}
+	for name, tt := range tests {
+		t.Run(name, func(t *testing.T) {
+			g := gate.New()
+			tt.first(g)
+			if err := g.Wait(tt.ctx); !errors.Is(err, tt.want) {
+				t.Errorf("err = %v, want %v", err, tt.want)
+			}
+		})
+	}
+}
+
+func TestAnnounce(t *testing.T) {
+	tests := map[string]struct {
+		event func(g *gate.Gate, stop func())
+		want  int
+	}{
+		"opened":  {func(g *gate.Gate, _ func()) { g.Open() }, 1},
+		"closed":  {func(g *gate.Gate, _ func()) { g.Close() }, 0},
+		"stopped": {func(_ *gate.Gate, stop func()) { stop() }, 0},
+		"nothing": {func(*gate.Gate, func()) {}, 0},
+	}
+	for name, tt := range tests {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				g, calls := gate.New(), atomic.Int32{}
+				ctx, stop := context.WithCancel(t.Context())
+				defer stop()
+				g.Announce(ctx, func() { calls.Add(1) })
+				synctest.Wait()
+				if n := calls.Load(); n != 0 {
+					t.Fatalf("announced %d times before anything happened", n)
+				}
+				tt.event(g, stop)
+				synctest.Wait()
+				if n := calls.Load(); int(n) != tt.want {
+					t.Errorf("announced %d times, want %d", n, tt.want)
+				}
+			})
+		})
+	}
+}
+
+func TestConnectionsSpeakUntilTheGateCloses(t *testing.T) {
+	g := gate.New()
+	g.Open()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	go func() {
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			go func() { io.Copy(c, c); c.Close() }()
+		}
+	}()
+	var conns []net.Conn
+	for range 3 {
+		c, err := g.Dial(t.Context(), "tcp", l.Addr().String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c.Close()
+		conns = append(conns, c)
+	}
+	conns[0].Close()
+	for i, c := range conns[1:] {
+		if _, err := c.Write([]byte("x")); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := io.ReadFull(c, make([]byte, 1)); err != nil {
+			t.Errorf("connection %d: %v", i+1, err)
+		}
+	}
+	g.Close()
+	g.Close()
+	for i, c := range conns[1:] {
+		if _, err := c.Write([]byte("x")); err == nil {
+			t.Errorf("connection %d outlived the gate", i+1)
+		}
 	}
 }

@@ -160,6 +160,144 @@ func TestRestart(t *testing.T) {
 	})
 }
 
+func TestRestartGivesUp(t *testing.T) {
+	crash := errors.New("crash")
+	tests := map[string]struct {
+		serves int // of the runs, how many become ready first
+		err    error
+		runs   int
+		want   error
+	}{
+		"never ready":                   {err: crash, runs: 5, want: crash},
+		"ready once, then never":        {serves: 1, err: crash, runs: 5, want: crash},
+		"ready a few times, then never": {serves: 7, err: crash, runs: 11, want: crash},
+		"ends without a reason":         {runs: 5, want: lifecycle.ErrExited},
+	}
+	for name, tt := range tests {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				runs := 0
+				c := lifecycle.Restart(quiet, time.Second, lifecycle.Func("c", func(ctx context.Context, ready func()) error {
+					if runs++; runs <= tt.serves {
+						ready()
+					}
+					return tt.err
+				}))
+				began := time.Now()
+				if err := c.Run(t.Context(), func() {}); !errors.Is(err, tt.want) || runs != tt.runs {
+					t.Errorf("%d runs, err = %v; want %d and %v", runs, err, tt.runs, tt.want)
+				}
+				if lasted, want := time.Since(began), time.Duration(tt.runs-1)*time.Second; lasted != want {
+					t.Errorf("lasted %s, want %s", lasted, want)
+				}
+			})
+		})
+	}
+}
+
+// TestBegun checks that what needs a unit's start runs together with it, and still
+// stops before it.
+func TestBegun(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var j journal
+		g := lifecycle.NewGroup(quiet)
+		store := g.Add(j.part("store", time.Second))
+		api := g.Add(j.part("api", time.Minute), store)
+		g.Add(j.part("controllers", time.Second), api.Begun())
+		g.Add(j.part("addons", time.Second), api)
+
+		ctx, stop := context.WithCancel(t.Context())
+		done := make(chan error, 1)
+		go func() { done <- g.Run(ctx) }()
+
+		time.Sleep(500 * time.Millisecond)
+		if got := waitOn(g); got != "store: | api: store | controllers: api | addons: api" {
+			t.Errorf("while the store starts: %s", got)
+		}
+		time.Sleep(time.Second)
+		if got := waitOn(g); got != "store: | api: | controllers: | addons: api" {
+			t.Errorf("while the API starts: %s", got)
+		}
+		time.Sleep(2 * time.Minute)
+		stop()
+		if err := <-done; err != nil {
+			t.Fatal(err)
+		}
+		got := strings.Join(j.log, " ")
+		const up = "+store +controllers +api +addons "
+		if got != up+"-controllers -addons -api -store" && got != up+"-addons -controllers -api -store" {
+			t.Errorf("order = %s", got)
+		}
+	})
+}
+
+// waitOn tells what each component of g waits for.
+func waitOn(g *lifecycle.Group) string {
+	var out []string
+	for _, s := range g.Status() {
+		out = append(out, strings.TrimSpace(s.Name+": "+strings.Join(s.WaitOn, ",")))
+	}
+	return strings.Join(out, " | ")
+}
+
+func TestBegunOfWhatNeverStarts(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var j journal
+		g := lifecycle.NewGroup(quiet)
+		boom := errors.New("boom")
+		store := g.Add(lifecycle.Func("store", func(context.Context, func()) error { time.Sleep(time.Second); return boom }))
+		api := g.Add(j.part("api", 0), store)
+		g.Add(j.part("controllers", 0), api.Begun())
+		if err := g.Run(t.Context()); !errors.Is(err, boom) {
+			t.Errorf("err = %v, want %v", err, boom)
+		}
+		if len(j.log) != 0 {
+			t.Errorf("started without what it needs: %v", j.log)
+		}
+	})
+}
+
+func TestObserve(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var j, seen journal
+		g := lifecycle.NewGroup(quiet)
+		began := time.Now()
+		g.Observe = func(s lifecycle.Status) {
+			line := s.Name + " " + string(s.State) + " " + s.Since.Sub(began).String()
+			if s.Error != "" {
+				line += " " + s.Error
+			}
+			seen.note(line)
+		}
+		api := g.Add(j.part("api", time.Second))
+		g.Add(lifecycle.Func("bad", func(context.Context, func()) error {
+			time.Sleep(time.Minute)
+			return errors.New("boom")
+		}), api)
+		g.Add(lifecycle.Func("after", nil), g.Add(lifecycle.Func("slow", func(ctx context.Context, ready func()) error {
+			<-ctx.Done()
+			return nil
+		})))
+		if err := g.Run(t.Context()); err == nil {
+			t.Error("no error")
+		}
+		slices.Sort(seen.log)
+		want := []string{
+			"after stopped 1m1s",
+			"api ready 1s",
+			"api starting 0s",
+			"api stopped 1m1s",
+			"bad failed 1m1s boom",
+			"bad starting 1s",
+			"slow starting 0s",
+			"slow stopped 1m1s",
+		}
+		if !slices.Equal(seen.log, want) {
+			t.Errorf("transitions\n%s\nwant\n%s", strings.Join(seen.log, "\n"), strings.Join(want, "\n"))
+		}
+	})
+}
+
 func TestStatusNamesWhatIsAwaited(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var j journal

@@ -33,13 +33,22 @@ const (
 // mayLeaveEmpty are folders that a part of podo makes and puts nothing in. They are
 // removed if empty, children first.
 func mayLeaveEmpty() []string {
-	return []string{
-		shimSockets, "/run/containerd", flannelState,
+	return append(engineFolders(),
+		flannelState,
 		cniResults, "/var/lib/cni/cache", "/var/lib/cni/networks", "/var/lib/cni",
 		"/opt/containerd/bin", "/opt/containerd/lib", "/opt/containerd",
 		"/usr/libexec/kubernetes/kubelet-plugins/volume/exec", "/usr/libexec/kubernetes/kubelet-plugins/volume",
 		"/usr/libexec/kubernetes/kubelet-plugins", "/usr/libexec/kubernetes",
 		paths.ContainerLogs, paths.PodLogs,
+	)
+}
+
+// engineFolders are made by containerd's clients and shims whatever they are told.
+func engineFolders() []string {
+	return []string{
+		shimSockets, "/run/containerd/fifo",
+		"/run/containerd/runc/k8s.io", "/run/containerd/runc/default", "/run/containerd/runc",
+		"/run/containerd",
 	}
 }
 
@@ -103,7 +112,7 @@ func (m *machine) removeRuntimeFiles() error {
 	if err := os.Remove(m.Paths.Run); err != nil && !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, unix.EBUSY) {
 		errs = append(errs, err)
 	}
-	for _, dir := range []string{shimSockets, "/run/containerd"} {
+	for _, dir := range engineFolders() {
 		_ = os.Remove(dir)
 	}
 	if n+leases+stale > 0 {
@@ -235,6 +244,7 @@ func (m *machine) removeFiles(ctx context.Context) error {
 			errs = append(errs, err)
 		} else if removed {
 			m.tell("removed the context %s from %s", Context, path)
+			_ = os.Remove(filepath.Dir(path)) // if nothing else is there
 		}
 	}
 	for _, link := range m.logLinks() {

@@ -414,6 +414,10 @@ func services() []service {
 				disable: []string{"systemctl", "disable", name + ".service"},
 				forget:  []string{"systemctl", "daemon-reload"},
 			},
+			service{ // one that systemd-run made
+				file: "/run/systemd/transient/" + name + ".service",
+				stop: []string{"systemctl", "stop", name + ".service"},
+			},
 			service{
 				file:    "/etc/init.d/" + name,
 				stop:    []string{"rc-service", "--ifstarted", name, "stop"},

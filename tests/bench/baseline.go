@@ -129,7 +129,7 @@ func (b baseline) network(p plan.Plan) ([]byte, error) {
 		"name":       "bench",
 		"plugins": []any{
 			object{
-				"type": "bridge", "bridge": "cni0", "isDefaultGateway": true, "hairpinMode": true,
+				"type": "bridge", "bridge": "cni0", "isGateway": true, "hairpinMode": true,
 				"ipMasq": true, "ipMasqBackend": "nftables",
 				"ipam": object{
 					"type": "host-local", "dataDir": p.Server.Paths.CNIData(),

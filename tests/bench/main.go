@@ -59,6 +59,7 @@ type options struct {
 	pods     int
 	args     list // for podo server
 	env      list // for podo
+	keep     bool
 }
 
 type list []string
@@ -81,6 +82,7 @@ func parse(args []string, out io.Writer) (options, error) {
 	f.IntVar(&o.pods, "pods", 100, "pods to scale up to in the last round; 0 leaves it out")
 	f.Var(&o.args, "podo-arg", "further `argument` for podo server; may be repeated")
 	f.Var(&o.env, "podo-env", "further `NAME=VALUE` in podo's environment; may be repeated")
+	f.BoolVar(&o.keep, "keep-logs", false, "keep what the products logged, and say where; it is kept after a failure anyway")
 	quick := f.Bool("quick", false, "for trying out: -n 1 -settle 10s -window 20s, where not given")
 	if err := f.Parse(args); err != nil {
 		return o, err
@@ -130,11 +132,12 @@ func run(ctx context.Context, o options) (err error) {
 		return err
 	}
 	defer func() {
-		if err == nil {
+		if err == nil && !o.keep {
 			err = os.RemoveAll(room)
-		} else if rm := os.Remove(filepath.Join(room, "podo")); rm == nil {
-			err = fmt.Errorf("%w; logs are in %s", err, room)
+			return
 		}
+		_ = os.Remove(filepath.Join(room, "podo"))
+		fmt.Fprintf(os.Stderr, "bench: logs are in %s\n", room)
 	}()
 	exe := filepath.Join(room, "podo") // the build may replace the original meanwhile
 	if err := copyProgram(o.podo, exe); err != nil {
@@ -179,7 +182,7 @@ func run(ctx context.Context, o options) (err error) {
 // free refuses to measure beside a Kubernetes that somebody uses, or on a machine
 // that cannot run one.
 func free(ctx context.Context, cfg config.Server) (host.Facts, error) {
-	for _, dir := range []string{paths.DefaultData, cfg.DataDir, paths.DefaultEtc, paths.DefaultRun, paths.KubeletRoot} {
+	for _, dir := range []string{paths.DefaultData, cfg.DataDir, paths.DefaultEtc, paths.KubeletRoot} {
 		if entries, err := os.ReadDir(dir); err == nil && len(entries) > 0 {
 			return host.Facts{}, fmt.Errorf("%s exists and would be removed; save what you need and run podo uninstall --data-dir %s", dir, cfg.DataDir)
 		}

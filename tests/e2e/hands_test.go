@@ -173,8 +173,8 @@ spec:
 `)
 	s.podReady("bare")
 	s.kubectl("debug", "bare", "--image="+busybox, "--image-pull-policy=Never", "--target=main", "--container=look", "--",
-		"sh", "-c", "cat /proc/1/cmdline | tr '\\0' ' '; sleep 1000")
-	s.logs(30*time.Second, []string{"bare", "-c", "look"}, "pause")
+		"sh", "-c", "echo looking at $(cat /proc/1/cmdline | tr '\\0' ' '); sleep 1000")
+	s.logs(30*time.Second, []string{"bare", "-c", "look"}, "looking at /pause")
 	if n := restarts(s.pod("bare"), "main"); n != 0 {
 		t.Errorf("the pod was restarted %d times", n)
 	}

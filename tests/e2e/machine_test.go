@@ -44,7 +44,7 @@ func lookAtMachine() (machine, error) {
 		text, _ := os.ReadFile(file)
 		for line := range strings.Lines(string(text)) {
 			f := strings.Fields(line)
-			if len(f) > 1 {
+			if len(f) > 1 && !strings.HasPrefix(f[0], "fe80") { // those settle after a link comes up
 				add("route", f[0]+" "+f[1]+" "+f[len(f)-1])
 			}
 		}

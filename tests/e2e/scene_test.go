@@ -2,11 +2,13 @@ package e2e
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"net"
 	"net/http"
+	"net/url"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -269,10 +271,10 @@ func get(url string) (string, error) {
 }
 
 // answers waits until a URL, asked from this machine, is answered by one of names.
-func (s *scene) answers(url string, names ...string) {
+func (s *scene) answers(target string, names ...string) {
 	s.Helper()
-	s.within(20*time.Second, url+" answers", func() error {
-		body, err := get(url)
+	s.within(20*time.Second, target+" answers", func() error {
+		body, err := get(target)
 		if err != nil {
 			return err
 		}
@@ -285,17 +287,31 @@ func (s *scene) answers(url string, names ...string) {
 	})
 }
 
-// answersIn is the same, asked from a pod.
-func (s *scene) answersIn(pod, url string, names ...string) {
+// answersIn is the same, asked from a pod: one of agnhost's, listening on port 8080,
+// asks for us.
+func (s *scene) answersIn(pod, target string, names ...string) {
 	s.Helper()
-	s.within(20*time.Second, url+" answers in "+pod, func() error {
-		r := s.try("exec", pod, "--", "wget", "-q", "-T", "2", "-O", "-", url)
+	u, err := url.Parse(target)
+	s.ok(err)
+	port := u.Port()
+	if port == "" {
+		port = "80"
+	}
+	ask := "http://" + net.JoinHostPort(s.pod(pod).Status.PodIP, "8080") + "/dial?" + url.Values{
+		"host": {u.Hostname()}, "port": {port}, "protocol": {"http"}, "request": {strings.TrimPrefix(u.Path, "/")},
+	}.Encode()
+	s.within(30*time.Second, target+" answers in "+pod, func() error {
+		body, err := get(ask)
+		var said struct{ Responses, Errors []string }
+		if err == nil {
+			err = json.Unmarshal([]byte(body), &said)
+		}
 		for _, n := range names {
-			if r.code == 0 && strings.HasPrefix(r.out, n) {
+			if err == nil && len(said.Responses) > 0 && strings.HasPrefix(said.Responses[0], n) {
 				return nil
 			}
 		}
-		return errors.New(r.String())
+		return fmt.Errorf("it says %q (%v)", body, err)
 	})
 }
 

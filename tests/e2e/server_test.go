@@ -85,7 +85,7 @@ func (s *server) ready(t *testing.T) *server {
 	t.Helper()
 	var last result
 	for deadline := time.Now().Add(90 * time.Second); s.running() && time.Now().Before(deadline); {
-		last = podo("status", "--wait=10s", "--data-dir", s.dir.Data)
+		last = podo("status", "--wait=3s", "--data-dir", s.dir.Data)
 		if last.code == 0 {
 			return s
 		}

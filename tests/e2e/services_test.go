@@ -60,7 +60,7 @@ kind: Pod
 metadata: {name: client}
 spec:
   terminationGracePeriodSeconds: 1
-  containers: [{name: client, image: $BUSYBOX, command: [sleep, "100000"]}]
+  containers: [{name: client, image: $AGNHOST, args: [netexec, --http-port=8080]}]
 `
 
 func services(t *testing.T) {
@@ -165,7 +165,7 @@ kind: Pod
 metadata: {name: client}
 spec:
   terminationGracePeriodSeconds: 1
-  containers: [{name: client, image: $BUSYBOX, command: [sleep, "100000"]}]
+  containers: [{name: client, image: $AGNHOST, args: [netexec, --http-port=8080]}]
 `)
 	s.podReady("web", "client")
 	url := "http://" + net.JoinHostPort(s.nodeAddress(), "18080") + "/hostname"

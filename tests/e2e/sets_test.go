@@ -59,7 +59,7 @@ spec:
       containers:
       - name: main
         image: $AGNHOST
-        args: [netexec, --http-port=8080, --udp-port=-1]
+        args: [netexec, --http-port=8080]
         readinessProbe: {httpGet: {path: /healthz, port: 8080}, periodSeconds: 1}
 ---
 apiVersion: v1
@@ -67,7 +67,7 @@ kind: Pod
 metadata: {name: client}
 spec:
   terminationGracePeriodSeconds: 1
-  containers: [{name: client, image: $BUSYBOX, command: [sleep, "100000"]}]
+  containers: [{name: client, image: $AGNHOST, args: [netexec, --http-port=8080]}]
 `)
 	s.rolledOut("statefulset/db")
 	s.podReady("db-0", "db-1", "client")

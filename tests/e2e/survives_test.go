@@ -42,13 +42,14 @@ func witnesses(t *testing.T) *witness {
 	w.ok(err)
 	w.vip = svc.Spec.ClusterIP
 	w.answers("http://"+w.vip+"/hostname", w.names...)
-	w.before = w.containers()
 	if w.conn, err = dial(net.JoinHostPort(w.vip, "80")); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { w.conn.Close() })
 	w.reader = bufio.NewReader(w.conn)
-	w.ok(w.flows())
+	// After a restart of podo, CoreDNS may take half a minute to look for it again.
+	w.within(60*time.Second, "the witnesses are in place", w.works)
+	w.before = w.containers()
 	return w
 }
 

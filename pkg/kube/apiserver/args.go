@@ -56,7 +56,7 @@ func Args(p plan.APIServer) (args.Set, error) {
 		delete(ours, "authentication-config") // upstream refuses it beside the older flags
 		ours["anonymous-auth"] = []string{"false"}
 	}
-	return ours.Merge(p.Args, map[string]string{
+	return ours.Merge("kube-apiserver-arg", p.Args, map[string]string{
 		"etcd-servers":                     "the datastore is podo's own",
 		"secure-port":                      "use --https-listen-port",
 		"bind-address":                     "use --bind-address",
@@ -83,6 +83,7 @@ func join(prefixes []netip.Prefix) string {
 func hasAny(list []string, names ...string) bool {
 	for _, text := range list {
 		name, _, _ := strings.Cut(strings.TrimLeft(text, "-"), "=")
+		name = strings.ReplaceAll(name, "_", "-")
 		for _, n := range names {
 			if n == name {
 				return true
@@ -94,7 +95,7 @@ func hasAny(list []string, names ...string) bool {
 
 func hasPrefix(list []string, prefix string) bool {
 	for _, text := range list {
-		if strings.HasPrefix(strings.TrimLeft(text, "-"), prefix) {
+		if strings.HasPrefix(strings.ReplaceAll(strings.TrimLeft(text, "-"), "_", "-"), prefix) {
 			return true
 		}
 	}

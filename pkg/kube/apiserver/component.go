@@ -9,7 +9,6 @@ package apiserver
 import (
 	"context"
 	"errors"
-	"fmt"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -42,7 +41,7 @@ type Server struct {
 func New(p plan.APIServer, g *gate.Gate, log *slog.Logger) (*Server, error) {
 	set, err := Args(p)
 	if err != nil {
-		return nil, fmt.Errorf("kube-apiserver-arg: %w", err)
+		return nil, err
 	}
 	o := options.NewServerRunOptions()
 	if err := kube.Parse("kube-apiserver-arg", o.Flags(), set.Flags()); err != nil {

@@ -31,16 +31,18 @@ func (s Set) Flags() []string {
 // Merge lays flags that a user wrote as NAME=VALUE over s and returns the result;
 // s is not changed. A name given more than once keeps all its values, as the
 // component would see them. Names in denied are refused; the value there says
-// what to do instead. All mistakes are returned together.
-func (s Set) Merge(theirs []string, denied map[string]string) (Set, error) {
+// what to do instead. All mistakes are returned together, and name the podo
+// setting that theirs came by.
+func (s Set) Merge(setting string, theirs []string, denied map[string]string) (Set, error) {
 	out, given, errs := maps.Clone(s), map[string]bool{}, []error(nil)
 	for _, text := range theirs {
 		name, value, ok := strings.Cut(strings.TrimLeft(text, "-"), "=")
 		if !ok {
 			value = "true"
 		}
+		name = strings.ReplaceAll(name, "_", "-") // as upstream reads them
 		if remedy, no := denied[name]; no {
-			errs = append(errs, fmt.Errorf("%s: podo sets this itself; %s", name, remedy))
+			errs = append(errs, fmt.Errorf("%s: %s: podo sets this itself; %s", setting, name, remedy))
 			continue
 		}
 		if given[name] {

@@ -43,7 +43,7 @@ func Args(p plan.ControllerManager) (args.Set, error) {
 		"kube-api-qps":   {"500"},
 		"kube-api-burst": {"1000"},
 		"profiling":      {"false"},
-	}.Merge(p.Args, map[string]string{
+	}.Merge("kube-controller-manager-arg", p.Args, map[string]string{
 		"kubeconfig":                       "its credentials are made by podo",
 		"leader-elect":                     "one server needs no election",
 		"root-ca-file":                     "the cluster's CAs are made by podo",

@@ -7,7 +7,6 @@ package controllermanager
 
 import (
 	"context"
-	"fmt"
 	"log/slog"
 
 	"k8s.io/client-go/kubernetes"
@@ -33,7 +32,7 @@ type Manager struct {
 func New(p plan.ControllerManager, g *gate.Gate, log *slog.Logger) (*Manager, error) {
 	set, err := Args(p)
 	if err != nil {
-		return nil, fmt.Errorf("kube-controller-manager-arg: %w", err)
+		return nil, err
 	}
 	o, err := options.NewKubeControllerManagerOptions()
 	if err != nil {

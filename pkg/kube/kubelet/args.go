@@ -2,6 +2,7 @@ package kubelet
 
 import (
 	"fmt"
+	"io"
 	"net/netip"
 	"strings"
 
@@ -104,9 +105,9 @@ func configure(c *config.KubeletConfiguration, p plan.Kubelet) error {
 // parse lays the user's flags over flags and c: first the configuration files
 // they name, then the flags themselves, as upstream ranks them.
 func parse(f *options.KubeletFlags, c *config.KubeletConfiguration, theirs []string) error {
-	set, err := args.Set{}.Merge(theirs, denied())
+	set, err := args.Set{}.Merge("kubelet-arg", theirs, denied())
 	if err != nil {
-		return fmt.Errorf("kubelet-arg: %w", err)
+		return err
 	}
 	// The files come first but are named by flags, so a throw-away parse finds them.
 	scratchFlags, scratchConfig := *f, c.DeepCopy()
@@ -122,6 +123,7 @@ func parse(f *options.KubeletFlags, c *config.KubeletConfiguration, theirs []str
 func parseFlags(f *options.KubeletFlags, c *config.KubeletConfiguration, flags []string) error {
 	fs := pflag.NewFlagSet("kubelet-arg", pflag.ContinueOnError)
 	fs.SetNormalizeFunc(cliflag.WordSepNormalizeFunc)
+	fs.SetOutput(io.Discard) // upstream prefers files to flags, and would say so for each
 	f.AddFlags(fs)
 	options.AddKubeletConfigFlags(fs, c)
 	return kube.ParseSet(fs, flags)

@@ -37,8 +37,8 @@ type Kubelet struct {
 	log    *slog.Logger
 }
 
-// New checks the flags of p. Clients dial through g.
-func New(p plan.Kubelet, g *gate.Gate, log *slog.Logger) (*Kubelet, error) {
+// Options are what podo and the user tell the kubelet.
+func Options(p plan.Kubelet) (*options.KubeletServer, error) {
 	c, err := options.NewKubeletConfiguration()
 	if err != nil {
 		return nil, err
@@ -50,7 +50,15 @@ func New(p plan.Kubelet, g *gate.Gate, log *slog.Logger) (*Kubelet, error) {
 	if err := parse(f, c, p.Args); err != nil {
 		return nil, err
 	}
-	s := &options.KubeletServer{KubeletFlags: *f, KubeletConfiguration: *c}
+	return &options.KubeletServer{KubeletFlags: *f, KubeletConfiguration: *c}, nil
+}
+
+// New checks the flags of p. Clients dial through g.
+func New(p plan.Kubelet, g *gate.Gate, log *slog.Logger) (*Kubelet, error) {
+	s, err := Options(p)
+	if err != nil {
+		return nil, err
+	}
 	if err := options.ValidateKubeletServer(s); err != nil {
 		return nil, fmt.Errorf("kubelet-arg: %w", err)
 	}

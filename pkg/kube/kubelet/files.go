@@ -2,6 +2,7 @@ package kubelet
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -13,6 +14,7 @@ import (
 	conversion "k8s.io/kubernetes/pkg/kubelet/apis/config/v1beta1"
 	"k8s.io/kubernetes/pkg/kubelet/kubeletconfig/configfiles"
 	utilfs "k8s.io/kubernetes/pkg/util/filesystem"
+	strictjson "sigs.k8s.io/json"
 )
 
 // mergeFiles lays KubeletConfiguration files over c: file, then the *.conf files
@@ -50,8 +52,15 @@ func mergeFiles(c *config.KubeletConfiguration, file, dir string) error {
 		if err != nil {
 			return err
 		}
-		patch, _, err := loader.LoadIntoJSON()
+		patch, kind, err := loader.LoadIntoJSON()
 		if err != nil {
+			return fmt.Errorf("%s: %w", name, err)
+		}
+		if kind.GroupKind() != v1beta1.SchemeGroupVersion.WithKind("KubeletConfiguration").GroupKind() {
+			return fmt.Errorf("%s: is a %s, want a KubeletConfiguration of %s", name, kind.Kind, v1beta1.SchemeGroupVersion)
+		}
+		unknown, err := strictjson.UnmarshalStrict(patch, &v1beta1.KubeletConfiguration{})
+		if err := errors.Join(append(unknown, err)...); err != nil {
 			return fmt.Errorf("%s: %w", name, err)
 		}
 		if merged, err = jsonpatch.MergePatch(merged, patch); err != nil {

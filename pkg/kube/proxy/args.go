@@ -24,7 +24,7 @@ func Args(p plan.Proxy) (args.Set, error) {
 		"nodeport-addresses":   {anyAddress(p.IPs)},
 		"healthz-bind-address": {"127.0.0.1:10256"},
 		"metrics-bind-address": {"127.0.0.1:10249"},
-	}.Merge(p.Args, map[string]string{
+	}.Merge("kube-proxy-arg", p.Args, map[string]string{
 		"kubeconfig":        "its credentials are made by podo",
 		"config":            "pass its settings as flags; a file would stop kube-proxy when touched",
 		"write-config-to":   "podo uses this itself",

@@ -50,7 +50,7 @@ type Proxy struct {
 func New(p plan.Proxy, g *gate.Gate, log *slog.Logger) (*Proxy, error) {
 	set, err := Args(p)
 	if err != nil {
-		return nil, fmt.Errorf("kube-proxy-arg: %w", err)
+		return nil, err
 	}
 	o, err := parse(set.Flags())
 	if err != nil {

@@ -7,7 +7,6 @@ package scheduler
 
 import (
 	"context"
-	"fmt"
 	"log/slog"
 
 	corev1 "k8s.io/api/core/v1"
@@ -40,7 +39,7 @@ type Scheduler struct {
 func New(p plan.Scheduler, g *gate.Gate, log *slog.Logger) (*Scheduler, error) {
 	set, err := Args(p)
 	if err != nil {
-		return nil, fmt.Errorf("kube-scheduler-arg: %w", err)
+		return nil, err
 	}
 	o := options.NewOptions()
 	if err := kube.Parse("kube-scheduler-arg", *o.Flags, set.Flags()); err != nil {

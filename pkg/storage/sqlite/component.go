@@ -23,6 +23,7 @@ import (
 	"github.com/k3s-io/kine/pkg/drivers"
 	kine "github.com/k3s-io/kine/pkg/drivers/sqlite"
 	"github.com/k3s-io/kine/pkg/server"
+	"go.etcd.io/etcd/api/v3/etcdserverpb"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/keepalive"
 
@@ -84,7 +85,7 @@ func (s *Store) Run(ctx context.Context, ready func()) error {
 	if err != nil {
 		return err
 	}
-	g := newServer(backend)
+	g := newServer(backend, s.log)
 	done := make(chan error, 1)
 	go func() { done <- g.Serve(listener) }()
 	ready()
@@ -136,7 +137,7 @@ func (s *Store) Health(ctx context.Context) (bytes int64, latency time.Duration,
 // revision that has long been delivered, after every write (kine 0.16).
 const emulatedEtcd = "3.5.12"
 
-func newServer(backend server.Backend) *grpc.Server {
+func newServer(backend server.Backend, log *slog.Logger) *grpc.Server {
 	g := grpc.NewServer(
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 5 * time.Second}),
 		grpc.KeepaliveParams(keepalive.ServerParameters{Time: 2 * time.Hour, Timeout: 20 * time.Second}),
@@ -144,7 +145,12 @@ func newServer(backend server.Backend) *grpc.Server {
 		grpc.MaxRecvMsgSize(2<<20), // as etcd: an object of 1.5 MiB and room around it
 		grpc.MaxSendMsgSize(math.MaxInt32),
 	)
-	server.New(backend, "unix", 5*time.Second, emulatedEtcd).Register(g)
+	bridge := server.New(backend, "unix", progressEvery, emulatedEtcd)
+	etcdserverpb.RegisterKVServer(g, bridge)
+	etcdserverpb.RegisterLeaseServer(g, bridge)
+	etcdserverpb.RegisterClusterServer(g, bridge)
+	etcdserverpb.RegisterMaintenanceServer(g, bridge)
+	etcdserverpb.RegisterWatchServer(g, watches{backend, log})
 	return g
 }
 

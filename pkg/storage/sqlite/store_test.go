@@ -218,7 +218,9 @@ func TestRunSaysWhatCannotBeOpened(t *testing.T) {
 	if err := os.WriteFile(filepath.Join(dir, "db"), nil, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	err := newStore(dir).Run(t.Context(), func() { t.Error("ready") })
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	err := newStore(dir).Run(ctx, cancel)
 	var path *os.PathError
 	if !errors.As(err, &path) || path.Path != filepath.Join(dir, "db") {
 		t.Errorf("err = %v, want one that names %s", err, filepath.Join(dir, "db"))

@@ -1,0 +1,182 @@
+package e2e
+
+import (
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+)
+
+// traces lists what is in the kernel because of podo: processes, mounts, links,
+// tables, groups and network namespaces.
+func traces(t *testing.T) []string {
+	t.Helper()
+	m, err := lookAtMachine()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var out []string
+	for what := range m {
+		kind, name, _ := strings.Cut(what, " ")
+		switch kind {
+		case "process":
+			if !strings.HasPrefix(strings.SplitN(name, " ", 2)[1], room()) {
+				out = append(out, what)
+			}
+		case "mount":
+			for _, dir := range []string{"/var/lib/podo", "/var/lib/kubelet", "/run/podo", "/run/netns", "/run/containerd", "/var/log/pods"} {
+				if strings.HasPrefix(name, dir) {
+					out = append(out, what)
+				}
+			}
+		case "link":
+			if name == "cni0" || strings.HasPrefix(name, "flannel") {
+				out = append(out, what)
+			}
+		case "table":
+			if strings.Contains(name, "kube-proxy") || strings.Contains(name, "cni") || strings.Contains(name, "flannel") || strings.Contains(name, "podo") {
+				out = append(out, what)
+			}
+		case "cgroup":
+			if strings.Contains(name, "kubepods") {
+				out = append(out, what)
+			}
+		}
+	}
+	return out
+}
+
+func killLeavesNoPod(t *testing.T) {
+	clusterRuns(t)
+	w := witnesses(t)
+	if len(traces(t)) < 10 {
+		t.Fatalf("a cluster with pods leaves few traces: %v", traces(t))
+	}
+	w.conn.Close()
+	began := time.Now()
+	out := must(t, "kill")
+	if took := time.Since(began); took > 20*time.Second {
+		t.Errorf("podo kill took %s", took)
+	}
+	if err := contains(out, "pods", "stopped"); err != nil {
+		t.Error(err)
+	}
+	theCluster.ended(t, 5*time.Second)
+	if left := traces(t); len(left) > 0 {
+		t.Errorf("podo kill left:\n%s", strings.Join(left, "\n"))
+	}
+	must(t, "kill") // and again, where nothing is left
+
+	// On disk everything stays, and so the workloads come back.
+	startCluster(t)
+	w.within(60*time.Second, "the workload is back", func() error {
+		list, err := w.CoreV1().Pods(w.ns).List(w.ctx, metav1.ListOptions{})
+		if err != nil {
+			return err
+		}
+		for _, p := range list.Items {
+			if err := readyError(&p); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	names := []string{}
+	for _, p := range w.pods("app=web") {
+		names = append(names, p.Name)
+	}
+	w.answers("http://"+w.vip+"/hostname", names...)
+}
+
+func uninstallsWithoutTrace(t *testing.T) {
+	clusterRuns(t)
+	r := podo("uninstall", "--verify")
+	if err := contains(r.out, "process", "mount", "link", "table", "cgroup", "file"); r.code == 0 || err != nil {
+		t.Errorf("--verify beside a running cluster: exit code %d, %v", r.code, err)
+	}
+	must(t, "status") // which it leaves alone
+	out := must(t, "uninstall", "--yes")
+	if err := contains(out, "nothing is left of podo"); err != nil {
+		t.Error(err)
+	}
+	theCluster.ended(t, 5*time.Second)
+	must(t, "uninstall", "--verify")
+	if left := traces(t); len(left) > 0 {
+		t.Errorf("podo uninstall left:\n%s", strings.Join(left, "\n"))
+	}
+	for _, dir := range []string{"/var/lib/podo", "/etc/podo", "/run/podo", "/var/lib/kubelet", "/var/log/pods", "/var/log/containers", "/var/lib/cni", "/run/flannel"} {
+		if _, err := os.Lstat(dir); err == nil {
+			t.Errorf("podo uninstall left %s", dir)
+		}
+	}
+	must(t, "uninstall", "--yes") // again, where nothing is
+}
+
+// verifyTellsWhatStayed plants what an uninstall might leave, a piece at a time.
+func verifyTellsWhatStayed(t *testing.T) {
+	plants := map[string]func() (undo func()){
+		"mount /run/podo/stray": func() func() {
+			dir := "/run/podo/stray"
+			if err := os.MkdirAll(dir, 0o755); err != nil {
+				t.Fatal(err)
+			}
+			if err := unix.Mount("tmpfs", dir, "tmpfs", 0, "size=1m"); err != nil {
+				t.Fatal(err)
+			}
+			return func() { _ = unix.Unmount(dir, 0); _ = os.RemoveAll("/run/podo") }
+		},
+		"link cni0": func() func() {
+			link := &netlink.Bridge{LinkAttrs: netlink.LinkAttrs{Name: "cni0"}}
+			if err := netlink.LinkAdd(link); err != nil {
+				t.Fatal(err)
+			}
+			return func() { _ = netlink.LinkDel(link) }
+		},
+		"file /var/lib/podo/server": func() func() {
+			if err := os.MkdirAll("/var/lib/podo/server", 0o755); err != nil {
+				t.Fatal(err)
+			}
+			return func() { _ = os.RemoveAll("/var/lib/podo") }
+		},
+		"cgroup ": func() func() {
+			dir := "/sys/fs/cgroup/kubepods"
+			if _, err := os.Stat("/sys/fs/cgroup/pids"); err == nil {
+				dir = "/sys/fs/cgroup/pids/kubepods"
+			}
+			dir = filepath.Join(dir, "burstable", "pod11111111-2222-3333-4444-555555555555")
+			if err := os.MkdirAll(dir, 0o755); err != nil {
+				t.Fatal(err)
+			}
+			return func() {
+				for range 3 {
+					_ = os.Remove(dir)
+					dir = filepath.Dir(dir)
+				}
+			}
+		},
+	}
+	for what, plant := range plants {
+		undo := plant()
+		r := podo("uninstall", "--verify")
+		if err := contains(r.out, what); r.code != 1 || err != nil {
+			t.Errorf("with %s planted: exit code %d, %v", what, r.code, err)
+		}
+		undo()
+	}
+	if r := podo("uninstall", "--verify"); r.code != 0 {
+		t.Errorf("with nothing planted: %s", r)
+	}
+	// And an uninstall removes them.
+	undo := plants["link cni0"]()
+	must(t, "uninstall", "--yes")
+	if _, err := net.InterfaceByName("cni0"); err == nil {
+		undo()
+		t.Error("podo uninstall left cni0")
+	}
+}
