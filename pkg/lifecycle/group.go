@@ -19,7 +19,7 @@ var (
 )
 
 // DefaultGrace is how long a component may take to return once told to stop.
-const DefaultGrace = 30 * time.Second
+const DefaultGrace = 10 * time.Second
 
 // A Group runs components in the order their needs dictate.
 type Group struct {

@@ -128,6 +128,9 @@ func (p Paths) ContainerdLog() string { return filepath.Join(p.Data, "agent", "c
 // RegistryHosts is containerd's hosts.toml tree, rendered from Registries.
 func (p Paths) RegistryHosts() string { return filepath.Join(p.Data, "agent", "registry.d") }
 
+// ResolvConf is the resolver file that pods inherit where the host's does not suit.
+func (p Paths) ResolvConf() string { return filepath.Join(p.Run, "resolv.conf") }
+
 // RuncState is runc's state folder.
 func (p Paths) RuncState() string { return filepath.Join(p.Run, "runc") }
 

@@ -215,6 +215,7 @@ func (d *decision) node() *Node {
 			ClusterDNS:    d.dns(),
 			ClusterDomain: n.ClusterDomain,
 			ResolvConf:    d.resolvConf(),
+			Nameservers:   d.nameservers(),
 			Labels:        c.Labels,
 			Taints:        c.Taints,
 			SystemdCgroup: systemd,
@@ -305,10 +306,24 @@ func (d *decision) upstream() string {
 }
 
 func (d *decision) resolvConf() string {
-	if d.cfg.ResolvConf != "" {
+	switch r := d.facts.Resolver; {
+	case d.cfg.ResolvConf != "":
 		return d.cfg.ResolvConf
+	case r.File != "":
+		return r.File
+	case len(r.Servers) > 0:
+		return d.paths.ResolvConf()
 	}
-	return d.facts.Resolver.File
+	return ""
+}
+
+// nameservers are for the resolver file that podo writes where the host's own
+// names a server on loopback, which is somebody else inside a pod.
+func (d *decision) nameservers() []netip.Addr {
+	if d.resolvConf() == d.paths.ResolvConf() {
+		return d.facts.Resolver.Servers
+	}
+	return nil
 }
 
 // dns is the address of the cluster's DNS service.

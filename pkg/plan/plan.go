@@ -124,6 +124,7 @@ type Kubelet struct {
 	ClusterDNS    []netip.Addr
 	ClusterDomain string
 	ResolvConf    string
+	Nameservers   []netip.Addr // to be written into ResolvConf; none if that exists
 	Labels        []string
 	Taints        []string
 	SystemdCgroup bool

@@ -47,8 +47,7 @@ func witnesses(t *testing.T) *witness {
 	}
 	t.Cleanup(func() { w.conn.Close() })
 	w.reader = bufio.NewReader(w.conn)
-	// After a restart of podo, CoreDNS may take half a minute to look for it again.
-	w.within(60*time.Second, "the witnesses are in place", w.works)
+	w.within(20*time.Second, "the witnesses are in place", w.works)
 	w.before = w.containers()
 	return w
 }
@@ -113,15 +112,20 @@ func (w *witness) works() error {
 	if body, err := get("http://" + w.vip + "/hostname"); err != nil || !slices.Contains(w.names, strings.TrimSpace(body)) {
 		return fmt.Errorf("a new connection to the service: %q, %w", body, err)
 	}
+	return resolves("kubernetes.default.svc.cluster.local.", "10.43.0.1")
+}
+
+// resolves asks the cluster's DNS from this machine.
+func resolves(name, want string) error {
 	resolver := net.Resolver{PreferGo: true, Dial: func(ctx context.Context, network, _ string) (net.Conn, error) {
 		var d net.Dialer
 		return d.DialContext(ctx, network, "10.43.0.10:53")
 	}}
 	ctx, stop := context.WithTimeout(context.Background(), 3*time.Second)
 	defer stop()
-	addrs, err := resolver.LookupHost(ctx, "web."+w.ns+".svc.cluster.local.")
-	if err != nil || !slices.Contains(addrs, w.vip) {
-		return fmt.Errorf("DNS: %v, %w", addrs, err)
+	addrs, err := resolver.LookupHost(ctx, name)
+	if err != nil || !slices.Contains(addrs, want) {
+		return fmt.Errorf("the cluster's DNS says %v of %s: %w", addrs, name, err)
 	}
 	return nil
 }
@@ -149,6 +153,13 @@ func survivesStop(t *testing.T) {
 	w.noticedNothing()
 	w.kubectl("scale", "deployment/web", "--replicas=3") // and it is obeyed again
 	w.rolledOut("deployment/web")
+	w.kubectl("expose", "deployment/web", "--name=later", "--port=80", "--target-port=8080")
+	later, err := w.CoreV1().Services(w.ns).Get(w.ctx, "later", metav1.GetOptions{})
+	w.ok(err)
+	// CoreDNS looks for the API less and less often while that is away.
+	w.within(90*time.Second, "DNS knows what came later", func() error {
+		return resolves("later."+w.ns+".svc.cluster.local.", later.Spec.ClusterIP)
+	})
 }
 
 func survivesKill(t *testing.T) {

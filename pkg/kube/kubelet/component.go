@@ -14,6 +14,7 @@ import (
 	"net/http"
 	"os"
 	"strconv"
+	"strings"
 	"time"
 
 	utilfeature "k8s.io/apiserver/pkg/util/feature"
@@ -23,6 +24,7 @@ import (
 	"k8s.io/kubernetes/cmd/kubelet/app/options"
 	upstream "k8s.io/kubernetes/pkg/kubelet"
 
+	"github.com/podo-dev/podo/pkg/atomicfile"
 	"github.com/podo-dev/podo/pkg/gate"
 	"github.com/podo-dev/podo/pkg/kubeconfig"
 	"github.com/podo-dev/podo/pkg/paths"
@@ -73,6 +75,15 @@ func (k *Kubelet) Name() string { return "kubelet" }
 func (k *Kubelet) Run(ctx context.Context, ready func()) error {
 	for _, dir := range []string{k.plan.Paths.StaticPods(), paths.PodLogs} {
 		if err := os.MkdirAll(dir, 0o755); err != nil {
+			return err
+		}
+	}
+	if len(k.plan.Nameservers) > 0 {
+		var text strings.Builder
+		for _, a := range k.plan.Nameservers {
+			fmt.Fprintf(&text, "nameserver %s\n", a)
+		}
+		if err := atomicfile.Write(k.plan.ResolvConf, []byte(text.String()), 0o644); err != nil {
 			return err
 		}
 	}
