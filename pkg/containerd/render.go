@@ -22,7 +22,7 @@ func Render(p plan.Containerd) []byte {
 		"io.containerd.snapshotter.v1.devmapper", "io.containerd.snapshotter.v1.erofs",
 		"io.containerd.snapshotter.v1.zfs", "io.containerd.differ.v1.erofs",
 		"io.containerd.internal.v1.tracing", "io.containerd.tracing.processor.v1.otlp",
-		"io.containerd.nri.v1.nri",
+		"io.containerd.nri.v1.nri", "io.containerd.internal.v1.opt",
 	} {
 		say("  %q,", name)
 	}

@@ -62,6 +62,9 @@ func Import(socket, snapshotter string, dirs []string, log *slog.Logger) lifecyc
 		e := engine{conn: conn, snapshotter: snapshotter}
 		ctx = namespaces.WithNamespace(ctx, Namespace)
 		known, err := e.imported(ctx)
+		if ctx.Err() != nil {
+			return nil // gRPC's own word for that is no context.Canceled
+		}
 		if err != nil {
 			return fmt.Errorf("list images: %w", err)
 		}

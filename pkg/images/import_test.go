@@ -94,13 +94,11 @@ type engineStub struct {
 	mu     sync.Mutex
 	stores []*transfertypes.ImageStore
 	spaces []string
-	lists  int
 }
 
 func (e *engineStub) List(ctx context.Context, _ *imagesapi.ListImagesRequest) (*imagesapi.ListImagesResponse, error) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	e.lists++
 	space, _ := namespaces.Namespace(ctx)
 	e.spaces = append(e.spaces, space)
 	res := &imagesapi.ListImagesResponse{Images: []*imagesapi.Image{{Name: "by hand"}}}
@@ -160,13 +158,7 @@ func (e *engineStub) serve(t *testing.T) (socket string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	name := func(ctx context.Context, req any, _ *grpc.UnaryServerInfo, next grpc.UnaryHandler) (any, error) {
-		if space, ok := namespaces.Namespace(ctx); ok {
-			ctx = namespaces.WithNamespace(ctx, space)
-		}
-		return next(ctx, req)
-	}
-	s := grpc.NewServer(grpc.UnaryInterceptor(name))
+	s := grpc.NewServer()
 	imagesapi.RegisterImagesServer(s, e)
 	transferapi.RegisterTransferServer(s, e)
 	streamingapi.RegisterStreamingServer(s, stream{})

@@ -1,6 +1,9 @@
 package lifecycle
 
-import "time"
+import (
+	"slices"
+	"time"
+)
 
 // State is where a component stands. It only ever moves forward.
 type State string
@@ -35,7 +38,9 @@ func (g *Group) Status() []Status {
 				select {
 				case <-met:
 				default:
-					s.WaitOn = append(s.WaitOn, on.component.Name())
+					if name := on.component.Name(); !slices.Contains(s.WaitOn, name) {
+						s.WaitOn = append(s.WaitOn, name)
+					}
 				}
 			}
 		}

@@ -191,7 +191,7 @@ func (b baseline) graph(p plan.Plan, admin, logs string) (lifecycle.Component, e
 		errs = append(errs, err)
 		return lifecycle.Restart(log, time.Second, process.New(process.Command{
 			Name: name, Path: filepath.Join(b.programs, name), Args: args, Env: p.Node.Containerd.Env,
-			Output: out, Probe: probe, Grace: 20 * time.Second,
+			Output: out, Probe: probe, Grace: grace,
 		}, log))
 	}
 	where, addr := p.Server.Paths, p.Server.APIServer.Advertise.String()

@@ -56,6 +56,10 @@ func (p product) size() (int64, error) {
 	return total, nil
 }
 
+// grace is how long a program may take to stop before it is killed. A kube-apiserver
+// would wait for a minute while pods, CoreDNS for one, watch it.
+const grace = 20 * time.Second
+
 // newPodo is podo as a user gets it, but for the limit on pods.
 func newPodo(exe, home string, o options) product {
 	where := paths.New(paths.DefaultData)
@@ -69,7 +73,7 @@ func newPodo(exe, home string, o options) product {
 				return nil, err
 			}
 			return process.New(process.Command{
-				Name: "podo", Path: exe, Env: env, Output: out, Grace: time.Minute,
+				Name: "podo", Path: exe, Env: env, Output: out, Grace: grace,
 				Args: append([]string{"server", "--kubelet-arg=max-pods=" + strconv.Itoa(maxPods)}, o.args...),
 			}, slog.New(slog.DiscardHandler)), nil
 		},

@@ -45,7 +45,7 @@ func lines(pods int) [][2]string {
 		{anonymous, "idle: anonymous memory, MiB"},
 		{idleCPU, "idle: CPU, % of one core"},
 		{written, "idle: written to disk, kB/s"},
-		{stopped, "stop, s"},
+		{stopped, fmt.Sprintf("stop, s (killed after %.0f)", grace.Seconds())},
 		{apiAgain, "restart: API ready, s"},
 		{nodeAgain, "restart: node Ready, s"},
 		{scaleUp, fmt.Sprintf("scale-up to %d pods, s", pods)},

@@ -153,12 +153,18 @@ func survivesStop(t *testing.T) {
 	w.noticedNothing()
 	w.kubectl("scale", "deployment/web", "--replicas=3") // and it is obeyed again
 	w.rolledOut("deployment/web")
-	w.kubectl("expose", "deployment/web", "--name=later", "--port=80", "--target-port=8080")
-	later, err := w.CoreV1().Services(w.ns).Get(w.ctx, "later", metav1.GetOptions{})
-	w.ok(err)
-	// CoreDNS looks for the API less and less often while that is away.
-	w.within(90*time.Second, "DNS knows what came later", func() error {
-		return resolves("later."+w.ns+".svc.cluster.local.", later.Spec.ClusterIP)
+
+	// CoreDNS looks for the API less and less often while that is away. It remembers
+	// what it did not find, too, so that each try needs a name of its own.
+	n := 0
+	w.within(60*time.Second, "DNS knows a service that came later", func() error {
+		n++
+		name := fmt.Sprintf("later-%d", n)
+		w.kubectl("expose", "deployment/web", "--name="+name, "--port=80", "--target-port=8080")
+		later, err := w.CoreV1().Services(w.ns).Get(w.ctx, name, metav1.GetOptions{})
+		w.ok(err)
+		<-time.After(500 * time.Millisecond)
+		return resolves(name+"."+w.ns+".svc.cluster.local.", later.Spec.ClusterIP)
 	})
 }
 
