@@ -40,6 +40,9 @@ func TestClient(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
+		if rc.ContentType != "application/vnd.kubernetes.protobuf" {
+			t.Errorf("%s: sends %q, want protobuf", name, rc.ContentType)
+		}
 		if rc.QPS >= 0 {
 			t.Errorf("%s: %v requests a second, want no limit", name, rc.QPS)
 		}

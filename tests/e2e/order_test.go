@@ -98,7 +98,8 @@ func TestPodo(t *testing.T) {
 	t.Run("a first boot", func(t *testing.T) {
 		inTurn(t, []promise{
 			{"completes after being killed at any moment", firstBootKilled},
-			{"says when containerd cannot start", containerdCannotStart},
+			{"puts a spoilt program right", healsItsPrograms},
+			{"says last why containerd does not start", containerdCannotStart},
 		})
 	})
 	t.Run("a full disk", func(t *testing.T) {

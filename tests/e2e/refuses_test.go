@@ -10,6 +10,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 )
 
@@ -144,6 +145,13 @@ func refusesMachines(t *testing.T) {
 	noExec := disk(t, "noexec", "tmpfs", unix.MS_NOEXEC, "size=1g")
 	refusal{name: "a data directory that runs no programs", flags: []string{"--data-dir", noExec}, code: 1, words: []string{noExec, "programs"}}.check(t)
 	refusal{name: "a data directory below a file", flags: []string{"--data-dir", "/etc/hostname/podo"}, code: 1, words: []string{"/etc/hostname", "--data-dir"}}.check(t)
+	// A kernel that lacks something: this one, if it knows no WireGuard.
+	link := &netlink.Wireguard{LinkAttrs: netlink.LinkAttrs{Name: "e2e-wg"}}
+	if err := netlink.LinkAdd(link); err == nil {
+		_ = netlink.LinkDel(link)
+	} else {
+		refusal{name: "a kernel without WireGuard", flags: []string{"--flannel-backend", "wireguard-native"}, code: 1, words: []string{"wireguard", "CONFIG_WIREGUARD", "--flannel-backend"}}.check(t)
+	}
 	refusal{name: "an interface that is not there", flags: []string{"--flannel-iface", "none0"}, code: 2, words: []string{"flannel-iface", "none0"}}.check(t)
 	refusal{name: "an address that is not this machine's", flags: []string{"--node-ip", "198.51.100.77"}, code: 1, words: []string{"198.51.100.77", "--node-ip"}}.check(t)
 	uninstall(t)
