@@ -40,6 +40,7 @@ lint: ## gofmt, vet and shellcheck
 
 generate: ## rewrite the generated documents
 	go test -tags $(TAGS) ./pkg/config -run TestReference -update
+	go test -tags $(TAGS) ./cmd/podo -run TestArchitecture -update
 
 clean: ## remove what was built; keeps what was downloaded
 	find dist -mindepth 1 -maxdepth 1 ! -name cache -exec rm -rf {} +

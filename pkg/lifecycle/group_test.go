@@ -210,17 +210,21 @@ func TestBegun(t *testing.T) {
 			return err
 		}), api.Begun())
 		g.Add(j.part("addons", time.Second), api)
+		g.Add(lifecycle.Func("proxy", nil), api.Begun(), g.Add(lifecycle.Func("network", func(ctx context.Context, _ func()) error {
+			<-ctx.Done() // is never ready
+			return nil
+		})))
 
 		ctx, stop := context.WithCancel(t.Context())
 		done := make(chan error, 1)
 		go func() { done <- g.Run(ctx) }()
 
 		time.Sleep(500 * time.Millisecond)
-		if got := waitOn(g); got != "store: | api: store | controllers: api | addons: api" {
+		if got := waitOn(g); got != "store: | api: store | controllers: api | addons: api | network: | proxy: api,network" {
 			t.Errorf("while the store starts: %s", got)
 		}
 		time.Sleep(time.Second)
-		if got := waitOn(g); got != "store: | api: | controllers: | addons: api" {
+		if got := waitOn(g); got != "store: | api: | controllers: | addons: api | network: | proxy: network" {
 			t.Errorf("while the API starts: %s", got)
 		}
 		time.Sleep(2 * time.Minute)

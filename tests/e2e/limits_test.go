@@ -43,7 +43,8 @@ func (s *scene) cgroups(pod, container string) map[string]string {
 	return nil
 }
 
-// limit reads what the kernel enforces: CPU in thousandths, memory in bytes.
+// limit reads what the kernel enforces: of CPU the microseconds in each period, of
+// memory the bytes, of a request the share of CPU when there is too little.
 func (s *scene) limit(pod, container, what string) (string, error) {
 	s.Helper()
 	groups := s.cgroups(pod, container)
@@ -62,8 +63,10 @@ func (s *scene) limit(pod, container, what string) (string, error) {
 		return read("memory", "memory.limit_in_bytes")
 	case what == "memory":
 		return read("", "memory.max")
-	case what == "pids" && v1:
-		return read("pids", "pids.max")
+	case what == "request" && v1:
+		return read("cpu", "cpu.shares")
+	case what == "request":
+		return read("", "cpu.weight")
 	case v1:
 		quota, err1 := read("cpu", "cpu.cfs_quota_us")
 		period, err2 := read("cpu", "cpu.cfs_period_us")
@@ -105,6 +108,12 @@ spec:
 	s.limited("held", "main", "cpu", "25000 100000")
 	s.limited("held", "main", "memory", fmt.Sprint(64<<20))
 	s.limited("held", "burner", "cpu", "10000 100000")
+	// A core is 1024 shares on cgroup v1; on v2 the scale depends on the version of runc,
+	// and 1 is what a container without a request gets.
+	_, v1 := s.cgroups("held", "main")["cpu"]
+	if got, err := s.limit("held", "main", "request"); err != nil || v1 && got != "102" || !v1 && got == "1" {
+		t.Errorf("a request of 100m is a share of %q (%v)", got, err)
+	}
 	if q := s.pod("held").Status.QOSClass; q != corev1.PodQOSBurstable {
 		t.Errorf("the pod's class is %s", q)
 	}

@@ -66,10 +66,8 @@ func lookAtMachine() (machine, error) {
 		return nil, err
 	}
 	for _, p := range processes() {
-		if p.contained || strings.Contains(p.exe, "/podo") || strings.Contains(p.cmdline, "/run/podo") || strings.Contains(p.exe, "containerd") {
-			if p.pid != os.Getpid() && p.pid != os.Getppid() && !strings.Contains(p.exe, "go-build") {
-				add("process", fmt.Sprintf("%d %s", p.pid, p.cmdline))
-			}
+		if p.contained || p.isServer() || strings.Contains(p.exe, "/bin/current/") || strings.Contains(p.cmdline, "/run/podo") || strings.Contains(p.exe, "containerd") {
+			add("process", fmt.Sprintf("%d %s", p.pid, p.cmdline))
 		}
 	}
 	for _, dir := range []string{
@@ -160,6 +158,11 @@ type process struct {
 	pid, parent  int
 	exe, cmdline string
 	contained    bool // runs in a pod's control group
+}
+
+// isServer tells a running podo from one that only answers a question.
+func (p process) isServer() bool {
+	return filepath.Base(strings.TrimSuffix(p.exe, " (deleted)")) == "podo" && strings.Contains(p.cmdline, " server")
 }
 
 // processes lists all of them, without the threads of the kernel.

@@ -181,7 +181,7 @@ func machineIsFree() error {
 		return nil
 	}
 	for _, p := range processes() {
-		if filepath.Base(strings.TrimSuffix(p.exe, " (deleted)")) == "podo" {
+		if p.isServer() {
 			return fmt.Errorf("podo runs already (pid %d: %s); stop it with podo uninstall first", p.pid, p.cmdline)
 		}
 	}

@@ -102,6 +102,12 @@ func TestPodo(t *testing.T) {
 			{"says last why containerd does not start", containerdCannotStart},
 		})
 	})
+	t.Run("a cluster of another shape", func(t *testing.T) {
+		inTurn(t, []promise{
+			{"is what its flags ask for", anotherShape},
+			{"may be a control plane alone", controlPlaneAlone},
+		})
+	})
 	t.Run("a full disk", func(t *testing.T) {
 		inTurn(t, []promise{
 			{"costs no pod and heals by itself", diskFull},

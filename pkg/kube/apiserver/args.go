@@ -1,7 +1,6 @@
 package apiserver
 
 import (
-	"net/netip"
 	"strconv"
 	"strings"
 
@@ -20,7 +19,7 @@ func Args(p plan.APIServer) (args.Set, error) {
 		"bind-address":                       {p.Bind.String()},
 		"secure-port":                        {strconv.Itoa(p.Port)},
 		"advertise-address":                  {p.Advertise.String()},
-		"service-cluster-ip-range":           {join(p.ServiceCIDR)},
+		"service-cluster-ip-range":           {args.Join(p.ServiceCIDR)},
 		"service-node-port-range":            {p.NodePortRange},
 		"cert-dir":                           {f.Data + "/server/tls/temporary"},
 		"tls-cert-file":                      {serving.Cert},
@@ -70,14 +69,6 @@ func Args(p plan.APIServer) (args.Set, error) {
 		"feature-gates":                    "gates are one set for the whole process; use --feature-gates",
 		"emulated-version":                 "every component of this process has one version",
 	})
-}
-
-func join(prefixes []netip.Prefix) string {
-	var out []string
-	for _, p := range prefixes {
-		out = append(out, p.String())
-	}
-	return strings.Join(out, ",")
 }
 
 func hasAny(list []string, names ...string) bool {

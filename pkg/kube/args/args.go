@@ -54,3 +54,12 @@ func (s Set) Merge(setting string, theirs []string, denied map[string]string) (S
 	}
 	return out, errors.Join(errs...)
 }
+
+// Join is how upstream's flags take a list: comma between its members.
+func Join[T fmt.Stringer](list []T) string {
+	var out []string
+	for _, v := range list {
+		out = append(out, v.String())
+	}
+	return strings.Join(out, ",")
+}

@@ -1,9 +1,6 @@
 package controllermanager
 
 import (
-	"net/netip"
-	"strings"
-
 	"github.com/podo-dev/podo/pkg/kube/args"
 	"github.com/podo-dev/podo/pkg/paths"
 	"github.com/podo-dev/podo/pkg/plan"
@@ -33,8 +30,8 @@ func Args(p plan.ControllerManager) (args.Set, error) {
 		"cluster-signing-legacy-unknown-cert-file":        {client.Cert},
 		"cluster-signing-legacy-unknown-key-file":         {client.Key},
 		"allocate-node-cidrs":                             {"true"},
-		"cluster-cidr":                                    {join(p.PodCIDR)},
-		"service-cluster-ip-range":                        {join(p.ServiceCIDR)},
+		"cluster-cidr":                                    {args.Join(p.PodCIDR)},
+		"service-cluster-ip-range":                        {args.Join(p.ServiceCIDR)},
 		"configure-cloud-routes":                          {"false"},
 		"flex-volume-plugin-dir":                          {paths.KubeletRoot + "/volumeplugins"},
 		"controllers":                                     {"*,tokencleaner,bootstrapsigner"},
@@ -53,12 +50,4 @@ func Args(p plan.ControllerManager) (args.Set, error) {
 		"feature-gates":                    "gates are one set for the whole process; use --feature-gates",
 		"emulated-version":                 "every component of this process has one version",
 	})
-}
-
-func join(prefixes []netip.Prefix) string {
-	var out []string
-	for _, p := range prefixes {
-		out = append(out, p.String())
-	}
-	return strings.Join(out, ",")
 }

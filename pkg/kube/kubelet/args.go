@@ -3,7 +3,6 @@ package kubelet
 import (
 	"fmt"
 	"io"
-	"net/netip"
 	"strings"
 
 	"github.com/spf13/pflag"
@@ -48,7 +47,7 @@ func flags(p plan.Kubelet) *options.KubeletFlags {
 	f := options.NewKubeletFlags()
 	f.KubeConfig = p.Paths.AgentKubeconfig("kubelet")
 	f.HostnameOverride = p.Name
-	f.NodeIP = join(p.IPs)
+	f.NodeIP = args.Join(p.IPs)
 	f.RootDirectory = paths.KubeletRoot
 	f.CertDirectory = paths.KubeletRoot + "/pki"
 	f.NodeLabels = map[string]string{}
@@ -136,12 +135,4 @@ func parseTaints(texts []string) ([]corev1.Taint, error) {
 		return nil, fmt.Errorf("node-taint: %w", err)
 	}
 	return taints, nil
-}
-
-func join(addrs []netip.Addr) string {
-	var out []string
-	for _, a := range addrs {
-		out = append(out, a.String())
-	}
-	return strings.Join(out, ",")
 }

@@ -10,15 +10,11 @@ import (
 
 // Args are the flags that podo gives kube-proxy, with the user's laid over.
 func Args(p plan.Proxy) (args.Set, error) {
-	var cidrs []string
-	for _, c := range p.PodCIDR {
-		cidrs = append(cidrs, c.String())
-	}
 	return args.Set{
 		"kubeconfig":        {p.Paths.AgentKubeconfig("kube-proxy")},
 		"hostname-override": {p.Name},
 		"proxy-mode":        {"nftables"},
-		"cluster-cidr":      {strings.Join(cidrs, ",")},
+		"cluster-cidr":      {args.Join(p.PodCIDR)},
 		// NodePort services answer on every address of the host, as people with
 		// more than one network card expect.
 		"nodeport-addresses":   {anyAddress(p.IPs)},

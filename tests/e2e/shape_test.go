@@ -1,0 +1,179 @@
+package e2e
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/tools/clientcmd"
+)
+
+// anotherShape changes what a flag can change, and looks at what comes of it.
+func anotherShape(t *testing.T) {
+	kubeconfig, log := filepath.Join(room(), "mine.yaml"), filepath.Join(room(), "shape.log")
+	pods, services := "10.52.0.0/16", "10.53.0.0/16"
+	dual := hasIPv6()
+	if dual {
+		pods, services = pods+",fd52::/56", services+",fd53::/112"
+	}
+	srv := boot(t,
+		"--cluster-cidr", pods, "--service-cidr", services, "--cluster-domain", "grapes.test", "--service-node-port-range", "20000-20100",
+		"--https-listen-port", "7443", "--flannel-backend", "host-gw", "--node-name", "vine", "--node-label", "e2e/kind=test", "--node-taint", "e2e=taint:NoSchedule",
+		"--write-kubeconfig", kubeconfig, "--write-kubeconfig-mode", "0644", "--write-kubeconfig-name", "mine", "--log", log,
+		"--feature-gates", "ContextualLogging=false", "--kube-apiserver-arg", "default-not-ready-toleration-seconds=77",
+		"--kube-controller-manager-arg", "terminated-pod-gc-threshold=11", "--kube-scheduler-arg", "v=1", "--kube-proxy-arg", "conntrack-min=1000").ready(t)
+	t.Cleanup(func() { podo("uninstall", "--yes") })
+	importImages(t)
+
+	if text := srv.written(); strings.TrimSpace(text) != "" {
+		t.Errorf("with --log, the terminal tells:\n%s", text)
+	}
+	if info, err := os.Stat(log); err != nil || info.Size() == 0 {
+		t.Errorf("--log %s: %v", log, err)
+	}
+	if info, err := os.Stat(kubeconfig); err != nil || info.Mode().Perm() != 0o644 {
+		t.Errorf("--write-kubeconfig-mode 0644: %v, %v", info.Mode(), err)
+	}
+	cfg, err := clientcmd.BuildConfigFromFlags("", kubeconfig)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if cfg.Host != "https://127.0.0.1:7443" {
+		t.Errorf("the kubeconfig's server is %s", cfg.Host)
+	}
+	api, err := kubernetes.NewForConfig(cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	kubectl := func(args ...string) string {
+		t.Helper()
+		return must(t, append([]string{"kubectl", "--kubeconfig", kubeconfig}, args...)...)
+	}
+	if out := kubectl("config", "current-context"); out != "mine\n" {
+		t.Errorf("the context is called %q", out)
+	}
+	node, err := api.CoreV1().Nodes().Get(t.Context(), "vine", metav1.GetOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if node.Labels["e2e/kind"] != "test" || len(node.Spec.Taints) != 1 || node.Spec.Taints[0].Key != "e2e" || node.Spec.ProviderID != "podo://vine" {
+		t.Errorf("the node has %v, %v, %s", node.Labels, node.Spec.Taints, node.Spec.ProviderID)
+	}
+
+	manifest := `
+apiVersion: v1
+kind: Pod
+metadata: {name: web, labels: {app: web}}
+spec:
+  terminationGracePeriodSeconds: 1
+  tolerations: [{key: e2e, operator: Exists}]
+  containers: [{name: main, image: $AGNHOST, args: [netexec, --http-port=8080]}]
+---
+apiVersion: v1
+kind: Service
+metadata: {name: web}
+spec: {type: NodePort, ipFamilyPolicy: PreferDualStack, selector: {app: web}, ports: [{port: 80, targetPort: 8080}]}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: unwanted}
+spec:
+  containers: [{name: main, image: $PAUSE}]
+`
+	if r := podoWith(images(manifest), nil, "kubectl", "--kubeconfig", kubeconfig, "apply", "-f", "-"); r.code != 0 {
+		t.Fatal(r)
+	}
+	kubectl("wait", "--for=condition=Ready", "pod/web", "--timeout=60s")
+	pod, err := api.CoreV1().Pods("default").Get(t.Context(), "web", metav1.GetOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	svc, err := api.CoreV1().Services("default").Get(t.Context(), "web", metav1.GetOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if families := map[bool]int{false: 1, true: 2}[dual]; len(pod.Status.PodIPs) != families || len(svc.Spec.ClusterIPs) != families {
+		t.Errorf("the pod has %v, the service %v", pod.Status.PodIPs, svc.Spec.ClusterIPs)
+	}
+	if !strings.HasPrefix(pod.Status.PodIP, "10.52.") || !strings.HasPrefix(svc.Spec.ClusterIP, "10.53.") || svc.Spec.Ports[0].NodePort > 20100 {
+		t.Errorf("the pod is at %s, the service at %s, its node port is %d", pod.Status.PodIP, svc.Spec.ClusterIP, svc.Spec.Ports[0].NodePort)
+	}
+	urls := []string{fmt.Sprintf("http://%s/hostname", net.JoinHostPort(node.Status.Addresses[0].Address, fmt.Sprint(svc.Spec.Ports[0].NodePort)))}
+	for _, ip := range svc.Spec.ClusterIPs {
+		urls = append(urls, "http://"+net.JoinHostPort(ip, "80")+"/hostname")
+	}
+	for _, url := range urls {
+		within(t, 20*time.Second, url+" answers", func() error {
+			body, err := get(url)
+			if err == nil && body != "web" {
+				err = fmt.Errorf("it says %q", body)
+			}
+			return err
+		})
+	}
+	for _, tol := range pod.Spec.Tolerations {
+		if tol.Key == corev1.TaintNodeNotReady && *tol.TolerationSeconds != 77 {
+			t.Errorf("--kube-apiserver-arg is not heard: %+v", tol)
+		}
+	}
+	if p, err := api.CoreV1().Pods("default").Get(t.Context(), "unwanted", metav1.GetOptions{}); err != nil || p.Spec.NodeName != "" {
+		t.Errorf("a pod that does not tolerate the taint is on %q (%v)", p.Spec.NodeName, err)
+	}
+	within(t, 60*time.Second, "DNS answers for the domain", func() error {
+		out := podo("kubectl", "--kubeconfig", kubeconfig, "exec", "web", "--", "nslookup", "web.default.svc.grapes.test").out
+		return contains(out, svc.Spec.ClusterIP)
+	})
+	if _, err := net.InterfaceByName("flannel.1"); err == nil {
+		t.Error("there is a vxlan link with host-gw")
+	}
+
+	// Switched off later, a part takes its objects along.
+	srv.stop(t)
+	srv = boot(t, "--cluster-cidr", pods, "--service-cidr", services, "--cluster-domain", "grapes.test", "--https-listen-port", "7443",
+		"--flannel-backend", "host-gw", "--node-name", "vine", "--write-kubeconfig", kubeconfig, "--disable", "coredns").ready(t)
+	within(t, 60*time.Second, "CoreDNS goes", func() error {
+		r := podo("kubectl", "--kubeconfig", kubeconfig, "-n", "kube-system", "get", "deployments,pods,services", "-o", "name")
+		if r.code != 0 || strings.TrimSpace(r.out) != "" {
+			return errors.New(r.String())
+		}
+		return nil
+	})
+	srv.stop(t)
+}
+
+// hasIPv6 reports whether this machine has an address that other nodes could use.
+func hasIPv6() bool {
+	addrs, _ := net.InterfaceAddrs()
+	for _, a := range addrs {
+		if n, ok := a.(*net.IPNet); ok && n.IP.To4() == nil && n.IP.IsGlobalUnicast() {
+			return true
+		}
+	}
+	return false
+}
+
+// controlPlaneAlone starts a server that runs no pods.
+func controlPlaneAlone(t *testing.T) {
+	srv := boot(t, "--disable-agent").ready(t)
+	if out := must(t, "kubectl", "get", "nodes"); strings.TrimSpace(out) != "" {
+		t.Errorf("it has nodes:\n%s", out)
+	}
+	if r := podo("status"); r.code != 0 || contains(r.out, "kubelet") == nil || contains(r.out, "containerd") == nil {
+		t.Errorf("status: %s", r)
+	}
+	for _, p := range processes() {
+		if p.parent == srv.pid() {
+			t.Errorf("it has the child %s", p.cmdline)
+		}
+	}
+	srv.stop(t)
+	uninstall(t)
+}
