@@ -12,6 +12,7 @@ import (
 	"github.com/podo-dev/podo/pkg/agent"
 	"github.com/podo-dev/podo/pkg/config"
 	"github.com/podo-dev/podo/pkg/gate"
+	"github.com/podo-dev/podo/pkg/host"
 	"github.com/podo-dev/podo/pkg/lifecycle"
 	"github.com/podo-dev/podo/pkg/plan"
 	"github.com/podo-dev/podo/pkg/plan/plantest"
@@ -23,7 +24,11 @@ var update = flag.Bool("update", false, "rewrite the pictures in the documentati
 // bootGraph is what a server with a node starts by default, and in which order.
 func bootGraph(t *testing.T) lifecycle.Graph {
 	t.Helper()
-	p, err := plan.New(config.Default(), plantest.Machine(), nil)
+	machine := plantest.Machine()
+	// The kubelet compares this with the machine that the test runs on, and takes
+	// either for v1's kind.
+	machine.Cgroup.Mode = host.CgroupV1
+	p, err := plan.New(config.Default(), machine, nil)
 	if err != nil {
 		t.Fatal(err)
 	}

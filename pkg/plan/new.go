@@ -283,7 +283,7 @@ func (d *decision) addons() Addons {
 		"IP_FAMILIES":      strings.Join(families, ", "),
 		"IP_FAMILY_POLICY": policy,
 		"DNS_UPSTREAM":     d.upstream(),
-		"NODE_HOSTS":       d.ips[0].String() + " " + d.nodeName,
+		"NODE_HOSTS":       d.hosts(),
 	}}
 	a.Enabled = append(a.Enabled, "podo-node")
 	for _, name := range Batteries() {
@@ -294,6 +294,15 @@ func (d *decision) addons() Addons {
 		}
 	}
 	return a
+}
+
+// hosts are the lines of a hosts file for this node, indented as in the manifest.
+func (d *decision) hosts() string {
+	var lines []string
+	for _, ip := range d.ips {
+		lines = append(lines, ip.String()+" "+d.nodeName)
+	}
+	return strings.Join(lines, "\n    ")
 }
 
 // upstream is CoreDNS's line for names outside the cluster. A host without a

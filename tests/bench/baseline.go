@@ -38,32 +38,28 @@ type baseline struct {
 	exe      string // podo, for its payload
 	programs string // folder
 	payload  string // file
+	home     string
 	env      []string
 }
 
-func newBaseline(b baseline) product {
-	p, planErr := plan.New(b.cfg, b.facts, b.env)
-	if planErr != nil {
-		p = plan.Plan{Server: &plan.Server{}, Node: &plan.Node{}}
+func newBaseline(b baseline) (product, error) {
+	p, err := plan.New(b.cfg, b.facts, b.env)
+	if err != nil {
+		return product{}, err
 	}
-	where := p.Server.Paths
 	var programs []string
 	for _, name := range []string{"etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler", "kubelet", "kube-proxy"} {
 		programs = append(programs, filepath.Join(b.programs, name))
 	}
+	where := p.Server.Paths
 	admin := where.ServerKubeconfig("admin")
 	return product{
 		name: "baseline", paths: where, kubeconfig: admin,
 		programs: programs, files: append([]string{b.payload}, programs...),
-		prepare: func(ctx context.Context) error {
-			if planErr != nil {
-				return planErr
-			}
-			return b.prepare(ctx, p, admin)
-		},
+		prepare:   func(ctx context.Context) error { return b.prepare(ctx, p, admin) },
 		component: func(logs string) (lifecycle.Component, error) { return b.graph(p, admin, logs) },
-		remove:    uninstall(b.exe, "/", where),
-	}
+		remove:    uninstall(b.exe, b.home, where),
+	}, nil
 }
 
 // prepare does what an installer would have done: programs, certificates,
@@ -109,13 +105,8 @@ func (b baseline) prepare(ctx context.Context, p plan.Plan, admin string) error 
 	return errors.Join(
 		atomicfile.Write(filepath.Join(where.CNIConfig(), "10-bridge.conflist"), network, 0o644),
 		atomicfile.Write(kubeletConfig(p), let, 0o644),
-		warm(append(b.files(), where.Bin()+"/")...),
+		warm(where.Bin()+"/"),
 	)
-}
-
-func (b baseline) files() []string {
-	entries, _ := filepath.Glob(filepath.Join(b.programs, "*"))
-	return entries
 }
 
 type object = map[string]any

@@ -147,14 +147,31 @@ func run(ctx context.Context, o options) (err error) {
 	if err != nil {
 		return err
 	}
-	products := []product{newPodo(exe, room, o), newBaseline(baseline{
-		cfg: b, facts: facts, exe: exe, programs: programs, payload: o.payload, env: environment(room),
-	})}
+	other, err := newBaseline(baseline{
+		cfg: b, facts: facts, exe: exe, programs: programs, payload: o.payload, home: room, env: environment(room),
+	})
+	if err != nil {
+		return err
+	}
+	products := []product{newPodo(exe, room, o), other}
 	if o.only != "" {
 		products = slices.DeleteFunc(products, func(p product) bool { return p.name != o.only })
 	}
 
 	all := report{Machine: describe(facts), Settle: o.settle.Seconds(), Window: o.window.Seconds(), Pods: o.pods}
+	err = rounds(ctx, o, products, room, &all)
+	if len(all.Runs) == 0 {
+		return err
+	}
+	// What was measured before something failed is worth reading too.
+	if o.json != "" {
+		err = errors.Join(err, all.writeJSON(o.json))
+	}
+	return errors.Join(err, all.table(os.Stdout))
+}
+
+// rounds runs the products in turn and adds each result to all.
+func rounds(ctx context.Context, o options, products []product, room string, all *report) error {
 	for round := 1; round <= o.rounds; round++ {
 		for _, p := range products {
 			dir := filepath.Join(room, fmt.Sprintf("%d-%s", round, p.name))
@@ -168,15 +185,10 @@ func run(ctx context.Context, o options) (err error) {
 			}
 			result.Round = round
 			all.Runs = append(all.Runs, result)
-			fmt.Fprintf(os.Stderr, "%s\n", result)
+			fmt.Fprintln(os.Stderr, result)
 		}
 	}
-	if o.json != "" {
-		if err := all.writeJSON(o.json); err != nil {
-			return err
-		}
-	}
-	return all.table(os.Stdout)
+	return nil
 }
 
 // free refuses to measure beside a Kubernetes that somebody uses, or on a machine

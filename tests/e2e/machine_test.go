@@ -57,10 +57,11 @@ func lookAtMachine() (machine, error) {
 		add("table", t)
 	}
 	err = filepath.WalkDir("/sys/fs/cgroup", func(path string, d fs.DirEntry, err error) error {
-		if err == nil && d.IsDir() {
+		// Others come and go: those of a session, of a service.
+		if err == nil && d.IsDir() && slices.ContainsFunc([]string{"kube", "podo", "containerd", "k8s"}, func(w string) bool { return strings.Contains(path, w) }) {
 			add("cgroup", path)
 		}
-		return nil // groups come and go
+		return nil
 	})
 	if err != nil {
 		return nil, err

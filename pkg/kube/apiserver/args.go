@@ -53,9 +53,11 @@ func Args(p plan.APIServer) (args.Set, error) {
 	}
 	if hasAny(p.Args, "anonymous-auth", "authentication-config") || hasPrefix(p.Args, "oidc-") {
 		delete(ours, "authentication-config") // upstream refuses it beside the older flags
-		ours["anonymous-auth"] = []string{"false"}
+		if !hasAny(p.Args, "authentication-config") {
+			ours["anonymous-auth"] = []string{"false"} // a file of the user's says it itself
+		}
 	}
-	return ours.Merge("kube-apiserver-arg", p.Args, map[string]string{
+	return ours.Merge("kube-apiserver-arg", p.Args, args.Deny(map[string]string{
 		"etcd-servers":                     "the datastore is podo's own",
 		"secure-port":                      "use --https-listen-port",
 		"bind-address":                     "use --bind-address",
@@ -66,9 +68,7 @@ func Args(p plan.APIServer) (args.Set, error) {
 		"tls-cert-file":                    "use --tls-san for further names, or --kube-apiserver-arg=tls-sni-cert-key=… for a certificate of your own",
 		"tls-private-key-file":             "use --tls-san for further names, or --kube-apiserver-arg=tls-sni-cert-key=… for a certificate of your own",
 		"service-account-signing-key-file": "the cluster's keys are made by podo",
-		"feature-gates":                    "gates are one set for the whole process; use --feature-gates",
-		"emulated-version":                 "every component of this process has one version",
-	})
+	}))
 }
 
 func hasAny(list []string, names ...string) bool {

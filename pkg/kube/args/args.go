@@ -55,6 +55,19 @@ func (s Set) Merge(setting string, theirs []string, denied map[string]string) (S
 	return out, errors.Join(errs...)
 }
 
+// Deny adds to a component's own list of flags that a user may not set those that
+// speak for every component of the process.
+func Deny(own map[string]string) map[string]string {
+	maps.Copy(own, map[string]string{
+		"feature-gates":             "gates are one set for the whole process; use --feature-gates",
+		"emulated-version":          "every component of this process has one version",
+		"min-compatibility-version": "every component of this process has one version",
+		"v":                         "verbosity is one for the whole process; use -v",
+		"vmodule":                   "verbosity is one for the whole process; use --vmodule",
+	})
+	return own
+}
+
 // Join is how upstream's flags take a list: comma between its members.
 func Join[T fmt.Stringer](list []T) string {
 	var out []string

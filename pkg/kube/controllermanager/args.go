@@ -40,14 +40,12 @@ func Args(p plan.ControllerManager) (args.Set, error) {
 		"kube-api-qps":   {"500"},
 		"kube-api-burst": {"1000"},
 		"profiling":      {"false"},
-	}.Merge("kube-controller-manager-arg", p.Args, map[string]string{
+	}.Merge("kube-controller-manager-arg", p.Args, args.Deny(map[string]string{
 		"kubeconfig":                       "its credentials are made by podo",
 		"leader-elect":                     "one server needs no election",
 		"root-ca-file":                     "the cluster's CAs are made by podo",
 		"service-account-private-key-file": "the cluster's keys are made by podo",
 		"cluster-cidr":                     "use --cluster-cidr",
 		"service-cluster-ip-range":         "use --service-cidr",
-		"feature-gates":                    "gates are one set for the whole process; use --feature-gates",
-		"emulated-version":                 "every component of this process has one version",
-	})
+	}))
 }

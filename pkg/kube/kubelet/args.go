@@ -31,7 +31,6 @@ func denied() map[string]string {
 		"resolv-conf":                "use --resolv-conf",
 		"node-labels":                "use --node-label",
 		"register-with-taints":       "use --node-taint",
-		"feature-gates":              "gates are one set for the whole process; use --feature-gates",
 		"tls-cert-file":              "its certificate is made by podo",
 		"tls-private-key-file":       "its certificate is made by podo",
 		"client-ca-file":             "the cluster's CAs are made by podo",
@@ -104,7 +103,7 @@ func configure(c *config.KubeletConfiguration, p plan.Kubelet) error {
 // parse lays the user's flags over flags and c: first the configuration files
 // they name, then the flags themselves, as upstream ranks them.
 func parse(f *options.KubeletFlags, c *config.KubeletConfiguration, theirs []string) error {
-	set, err := args.Set{}.Merge("kubelet-arg", theirs, denied())
+	set, err := args.Set{}.Merge("kubelet-arg", theirs, args.Deny(denied()))
 	if err != nil {
 		return err
 	}

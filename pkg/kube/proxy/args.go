@@ -20,15 +20,14 @@ func Args(p plan.Proxy) (args.Set, error) {
 		"nodeport-addresses":   {anyAddress(p.IPs)},
 		"healthz-bind-address": {"127.0.0.1:10256"},
 		"metrics-bind-address": {"127.0.0.1:10249"},
-	}.Merge("kube-proxy-arg", p.Args, map[string]string{
+	}.Merge("kube-proxy-arg", p.Args, args.Deny(map[string]string{
 		"kubeconfig":        "its credentials are made by podo",
 		"config":            "pass its settings as flags; a file would stop kube-proxy when touched",
 		"write-config-to":   "podo uses this itself",
 		"cleanup":           "use podo kill",
 		"hostname-override": "use --node-name",
 		"cluster-cidr":      "use --cluster-cidr",
-		"feature-gates":     "gates are one set for the whole process; use --feature-gates",
-	})
+	}))
 }
 
 func anyAddress(ips []netip.Addr) string {

@@ -14,10 +14,8 @@ func Args(p plan.Scheduler) (args.Set, error) {
 		"leader-elect": {"false"},
 		"secure-port":  {"0"},
 		"profiling":    {"false"},
-	}.Merge("kube-scheduler-arg", p.Args, map[string]string{
-		"kubeconfig":       "its credentials are made by podo",
-		"leader-elect":     "one server needs no election",
-		"feature-gates":    "gates are one set for the whole process; use --feature-gates",
-		"emulated-version": "every component of this process has one version",
-	})
+	}.Merge("kube-scheduler-arg", p.Args, args.Deny(map[string]string{
+		"kubeconfig":   "its credentials are made by podo",
+		"leader-elect": "one server needs no election",
+	}))
 }
