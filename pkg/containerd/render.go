@@ -16,6 +16,11 @@ func Render(p plan.Containerd) []byte {
 	say("version = 4")
 	say("root = %q", f.ContainerdRoot())
 	say("state = %q", f.ContainerdState())
+	if !p.RestrictOOMScore {
+		// Shims have one more than the engine. Were they killed for want of memory,
+		// their pods would go with them.
+		say("oom_score = -999")
+	}
 	say("disabled_plugins = [")
 	for _, name := range []string{
 		"io.containerd.snapshotter.v1.blockfile", "io.containerd.snapshotter.v1.btrfs",

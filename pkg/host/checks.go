@@ -97,6 +97,7 @@ func Checks(f Facts, s Settings) []Finding {
 		out = append(out, f.checkFeatures(s)...)
 		out = append(out, f.checkSysctls(s)...)
 		out = append(out, f.checkPropagation(), f.checkResolver(s))
+		out = append(out, f.checkHosts()...)
 	}
 	out = append(out, f.checkPorts()...)
 	out = append(out, f.checkSecurity(s)...)
@@ -452,6 +453,14 @@ func (f Facts) checkResolver(s Settings) Finding {
 		return Finding{"resolver", Warn, "/etc/resolv.conf names only this machine's loopback; pods cannot resolve outside names", "name a file with real servers with --resolv-conf"}
 	}
 	return Finding{"resolver", Warn, "/etc/resolv.conf names no server; pods cannot resolve outside names", "put one in it (nameserver 192.168.1.1), or name another file with --resolv-conf"}
+}
+
+// checkHosts has nothing to say on nearly every machine; minimal images lack the file.
+func (f Facts) checkHosts() []Finding {
+	if !f.NoHosts {
+		return nil
+	}
+	return []Finding{{"hosts file", Fail, "there is no /etc/hosts, and the container engine starts no pod without one", "make it: echo '127.0.0.1 localhost' > /etc/hosts"}}
 }
 
 func (f Facts) checkPorts() []Finding {

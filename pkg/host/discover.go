@@ -37,6 +37,7 @@ func Discover(ctx context.Context, o Options) (Facts, error) {
 		Time:       time.Now(),
 		CPUs:       runtime.NumCPU(),
 		Systemd:    r.isDir("/run/systemd/system"),
+		NoHosts:    !r.exists("/etc/hosts"),
 		SharedRoot: table.shared("/"),
 		Sysctls:    r.sysctls(),
 		Resolver:   r.resolver(),

@@ -29,6 +29,8 @@ type Facts struct {
 	Storage   Storage
 	Security  Security
 
+	// NoHosts means there is no /etc/hosts, of which every pod gets a copy.
+	NoHosts bool
 	// SharedRoot means mounts below / are seen by other mount namespaces.
 	SharedRoot bool
 	// Sysctls holds the parameters that a node cares about, by dotted name. One

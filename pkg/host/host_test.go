@@ -94,6 +94,7 @@ func TestChecks(t *testing.T) {
 			level: Fail, name: "kernel parameters", says: []string{"sysctl -w kernel.panic=10"}},
 		"more watches than wanted": {facts: func(f *Facts) { f.Sysctls["fs.inotify.max_user_watches"] = "99999999" }, level: OK, name: "kernel parameters", says: []string{"as a node needs"}},
 		"no resolver":              {facts: func(f *Facts) { f.Resolver = Resolver{} }, level: Warn, name: "resolver", says: []string{"--resolv-conf"}},
+		"no hosts file":            {facts: func(f *Facts) { f.NoHosts = true }, level: Fail, name: "hosts file", says: []string{"no pod", "> /etc/hosts"}},
 		"port taken": {facts: func(f *Facts) {
 			f.Taken = []Listener{{Port{Number: 6443, Use: "Kubernetes API"}, "k3s", 77}}
 		}, level: Fail, name: "ports", says: []string{"6443/TCP", "k3s (process 77)", "--https-listen-port"}},

@@ -49,6 +49,8 @@ func knownNoise() []noise {
 		{"collecting metrics for", "cgroup deleted", "a container ended while it was measured"},
 		{"eviction manager: failed to check if we have separate container filesystem", "no imagefs label", "cAdvisor asks before containerd has answered"},
 		{"Eviction manager: failed to get summary stats", "failed to get node info", "the node registers a moment later"},
+		{"Error while processing event (\"/sys/fs/cgroup/", "no such file or directory", "a service of the machine's ended as soon as it was started, as at each login"},
+		{"Error on socket receive", "use of closed network connection", "kubectl exec or attach has ended"},
 		{"http: TLS handshake error from ", "", "somebody closed a connection; scanners and load balancers do all day"},
 	}
 }
