@@ -7,7 +7,7 @@ TAGS := netgo,osusergo,sqlite_omit_load_extension
 .PHONY: help up down build build-images test test-unit test-e2e bench lint generate clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 up: ## build what is missing and run a cluster on this machine
 	scripts/up

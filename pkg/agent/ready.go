@@ -17,7 +17,7 @@ import (
 
 // Ready is a component that is ready once the cluster says that this node is. A
 // node object that is left over from before a restart still says so, which is why
-// the node's lease must have been renewed by this process first.
+// this process must have made the node or renewed its lease first.
 func Ready(p plan.Node, g *gate.Gate) lifecycle.Component {
 	began := time.Now()
 	return lifecycle.Task("node", func(ctx context.Context) error {
@@ -40,7 +40,13 @@ func Ready(p plan.Node, g *gate.Gate) lifecycle.Component {
 	})
 }
 
+// The kubelet makes the lease after the node, and when it was too early, ten seconds
+// after that (Kubernetes 1.36).
 func fresh(ctx context.Context, client kubernetes.Interface, name string, since time.Time) bool {
+	node, err := client.CoreV1().Nodes().Get(ctx, name, metav1.GetOptions{})
+	if err == nil && !node.CreationTimestamp.Time.Before(since.Truncate(time.Second)) {
+		return true
+	}
 	lease, err := client.CoordinationV1().Leases(corev1.NamespaceNodeLease).Get(ctx, name, metav1.GetOptions{})
 	return err == nil && lease.Spec.RenewTime != nil && !lease.Spec.RenewTime.Time.Before(since.Add(-time.Second))
 }

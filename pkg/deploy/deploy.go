@@ -21,6 +21,7 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/apimachinery/pkg/util/yaml"
 	"k8s.io/client-go/discovery"
@@ -190,8 +191,43 @@ func (d *deployer) apply(ctx context.Context, objects []*unstructured.Unstructur
 		}
 		_, err = r.Patch(ctx, o.GetName(), types.ApplyPatchType, text,
 			metav1.PatchOptions{FieldManager: fieldManager, Force: ptr.To(true)})
+		if apierrors.IsInvalid(err) && o.GetKind() == "Service" {
+			err = errors.Join(err, d.release(ctx, o, r))
+		}
 		if err != nil {
 			return named(o, err)
+		}
+	}
+	return nil
+}
+
+// release gives back the addresses that were set aside for a Service that never came to
+// be: the API server was killed between the two. Its own repair takes minutes.
+func (d *deployer) release(ctx context.Context, service *unstructured.Unstructured, r dynamic.ResourceInterface) error {
+	if _, err := r.Get(ctx, service.GetName(), metav1.GetOptions{}); !apierrors.IsNotFound(err) {
+		return err
+	}
+	addresses := d.client.Resource(schema.GroupVersionResource{Group: "networking.k8s.io", Version: "v1", Resource: "ipaddresses"})
+	wanted, _, err := unstructured.NestedStringSlice(service.Object, "spec", "clusterIPs")
+	if err != nil {
+		return err
+	}
+	for _, ip := range wanted {
+		a, err := addresses.Get(ctx, ip, metav1.GetOptions{})
+		if apierrors.IsNotFound(err) {
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		owner, _, err := unstructured.NestedStringMap(a.Object, "spec", "parentRef")
+		if err != nil || owner["resource"] != "services" || owner["namespace"] != service.GetNamespace() || owner["name"] != service.GetName() {
+			continue // somebody else's
+		}
+		uid := a.GetUID()
+		err = addresses.Delete(ctx, ip, metav1.DeleteOptions{Preconditions: &metav1.Preconditions{UID: &uid}})
+		if err != nil && !apierrors.IsNotFound(err) {
+			return err
 		}
 	}
 	return nil

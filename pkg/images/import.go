@@ -19,6 +19,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"time"
 
 	imagesapi "github.com/containerd/containerd/api/services/images/v1"
 	streamingapi "github.com/containerd/containerd/api/services/streaming/v1"
@@ -71,7 +72,7 @@ func Import(socket, snapshotter string, dirs []string, log *slog.Logger) lifecyc
 		for _, file := range files {
 			id, err := identity(file)
 			if err == nil && !slices.Contains(known, id) {
-				err = e.load(ctx, file, id)
+				err = e.persist(ctx, file, id)
 			}
 			if err != nil {
 				if ctx.Err() != nil {
@@ -138,6 +139,23 @@ func (e engine) imported(ctx context.Context) ([]string, error) {
 		}
 	}
 	return out, nil
+}
+
+// persist is load with a few more tries: the engine's garbage collector, at work after a
+// crash, has been seen to take a layer from under an import (containerd 2.3).
+func (e engine) persist(ctx context.Context, file, id string) error {
+	var err error
+	for pause := 100 * time.Millisecond; pause < 2*time.Second; pause *= 2 {
+		if err = e.load(ctx, file, id); err == nil {
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+			return err
+		case <-time.After(pause):
+		}
+	}
+	return err
 }
 
 // load imports one archive, docker's format or OCI's, compressed or not.

@@ -131,6 +131,7 @@ type Kubelet struct {
 	CgroupV1      bool
 	ExternalCloud bool // a cloud controller of the user's sets addresses and provider ID
 	ProtectKernel bool
+	LeaseSeconds  int32    // of the node's lease; it is renewed four times in that
 	Args          []string // from the user
 }
 

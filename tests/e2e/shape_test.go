@@ -26,7 +26,7 @@ func anotherShape(t *testing.T) {
 	}
 	srv := boot(t,
 		"--cluster-cidr", pods, "--service-cidr", services, "--cluster-domain", "grapes.test", "--service-node-port-range", "20000-20100",
-		"--https-listen-port", "7443", "--flannel-backend", "host-gw", "--node-name", "vine", "--node-label", "e2e/kind=test", "--node-taint", "e2e=taint:NoSchedule",
+		"--https-listen-port", "7443", "--flannel-backend", "host-gw", "--node-name", "vine", "--node-label", "e2e/kind=test", "--node-taint", "CriticalAddonsOnly=true:NoSchedule",
 		"--write-kubeconfig", kubeconfig, "--write-kubeconfig-mode", "0644", "--write-kubeconfig-name", "mine", "--log", log,
 		"--feature-gates", "ContextualLogging=false", "--kube-apiserver-arg", "default-not-ready-toleration-seconds=77",
 		"--kube-controller-manager-arg", "terminated-pod-gc-threshold=11", "--kube-scheduler-arg", "v=1", "--kube-proxy-arg", "conntrack-min=1000").ready(t)
@@ -60,13 +60,17 @@ func anotherShape(t *testing.T) {
 	if out := kubectl("config", "current-context"); out != "mine\n" {
 		t.Errorf("the context is called %q", out)
 	}
-	node, err := api.CoreV1().Nodes().Get(t.Context(), "vine", metav1.GetOptions{})
-	if err != nil {
-		t.Fatal(err)
-	}
-	if node.Labels["e2e/kind"] != "test" || len(node.Spec.Taints) != 1 || node.Spec.Taints[0].Key != "e2e" || node.Spec.ProviderID != "podo://vine" {
-		t.Errorf("the node has %v, %v, %s", node.Labels, node.Spec.Taints, node.Spec.ProviderID)
-	}
+	var node *corev1.Node
+	within(t, 20*time.Second, "the node is as the flags say", func() (err error) {
+		if node, err = api.CoreV1().Nodes().Get(t.Context(), "vine", metav1.GetOptions{}); err != nil {
+			return err
+		}
+		// Of taints the one asked for: that of an unready node goes a moment later.
+		if node.Labels["e2e/kind"] != "test" || len(node.Spec.Taints) != 1 || node.Spec.Taints[0].Key != "CriticalAddonsOnly" || node.Spec.ProviderID != "podo://vine" {
+			return fmt.Errorf("it has %v, %v, %s", node.Labels, node.Spec.Taints, node.Spec.ProviderID)
+		}
+		return nil
+	})
 
 	manifest := `
 apiVersion: v1
@@ -74,7 +78,7 @@ kind: Pod
 metadata: {name: web, labels: {app: web}}
 spec:
   terminationGracePeriodSeconds: 1
-  tolerations: [{key: e2e, operator: Exists}]
+  tolerations: [{key: CriticalAddonsOnly, operator: Exists}]
   containers: [{name: main, image: $AGNHOST, args: [netexec, --http-port=8080]}]
 ---
 apiVersion: v1

@@ -90,6 +90,7 @@ func configure(c *config.KubeletConfiguration, p plan.Kubelet) error {
 	c.MakeIPTablesUtilChains = false // those are for kube-proxy's iptables mode
 	c.SerializeImagePulls = false
 	c.ProtectKernelDefaults = p.ProtectKernel
+	c.NodeLeaseDurationSeconds = p.LeaseSeconds
 	c.EvictionHard = map[string]string{"memory.available": "100Mi", "nodefs.available": "5%", "imagefs.available": "5%", "nodefs.inodesFree": "5%", "imagefs.inodesFree": "5%"}
 	c.EvictionMinimumReclaim = map[string]string{"nodefs.available": "10%", "imagefs.available": "10%"}
 	if !p.ExternalCloud {
