@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"os/signal"
+	"strings"
 	"syscall"
 
 	"github.com/urfave/cli/v2"
@@ -22,9 +23,19 @@ func main() {
 	err := newApp().RunContext(ctx, os.Args)
 	stop()
 	if err != nil {
-		fmt.Fprintln(os.Stderr, "podo:", err)
+		fmt.Fprintln(os.Stderr, complaint(err, isJournal(os.Stderr, os.Getenv("JOURNAL_STREAM"))))
 	}
 	os.Exit(exitCode(err))
+}
+
+// complaint is how an error is shown. The journal takes each line for a mere remark
+// unless it begins with a priority, sd-daemon(3).
+func complaint(err error, journal bool) string {
+	text := "podo: " + err.Error()
+	if journal {
+		text = "<3>" + strings.ReplaceAll(text, "\n", "\n<3>")
+	}
+	return text
 }
 
 // exitCode is 0 for done, 1 for failed, and what the error says otherwise: 2 if it

@@ -228,3 +228,13 @@ func TestKubeconfigVerbs(t *testing.T) {
 		t.Errorf("a kubeconfig with nothing in it was left: %v", err)
 	}
 }
+
+func TestComplaint(t *testing.T) {
+	err := errors.Join(errors.New("one thing"), errors.New("another"))
+	if got := complaint(err, false); got != "podo: one thing\nanother" {
+		t.Errorf("on a terminal: %q", got)
+	}
+	if got := complaint(err, true); got != "<3>podo: one thing\n<3>another" {
+		t.Errorf("in the journal: %q", got)
+	}
+}

@@ -57,8 +57,9 @@ func (p product) size() (int64, error) {
 }
 
 // grace is how long a program may take to stop before it is killed. A kube-apiserver
-// would wait for a minute while pods, CoreDNS for one, watch it.
-const grace = 20 * time.Second
+// would wait for a minute while pods, CoreDNS for one, watch it. A lifecycle.Group gives
+// up a little later.
+const grace = lifecycle.DefaultGrace - 2*time.Second
 
 // newPodo is podo as a user gets it, but for the limit on pods.
 func newPodo(exe, home string, o options) product {

@@ -172,9 +172,13 @@ func disk(t *testing.T, name, kind string, flags uintptr, options string) string
 }
 
 func refusesComponentFlags(t *testing.T) {
-	for _, c := range []string{"kube-apiserver", "kube-controller-manager", "kube-scheduler", "kubelet", "kube-proxy"} {
+	for c, number := range map[string]string{
+		"kube-apiserver": "max-requests-inflight", "kube-controller-manager": "concurrent-gc-syncs", "kube-scheduler": "kube-api-burst",
+		"kubelet": "max-pods", "kube-proxy": "conntrack-min",
+	} {
 		refusal{name: c, flags: []string{"--" + c + "-arg=no-such-flag=1"}, code: 2, words: []string{c, "no-such-flag"}}.check(t)
-		refusal{name: c, flags: []string{"--" + c + "-arg=v=lots"}, code: 2, words: []string{c, "v", "lots"}}.check(t)
+		refusal{name: c, flags: []string{"--" + c + "-arg=" + number + "=lots"}, code: 2, words: []string{c, number, "lots"}}.check(t)
+		refusal{name: c, flags: []string{"--" + c + "-arg=v=3"}, code: 2, words: []string{c, "use -v"}}.check(t)
 	}
 	// What would break the house has a setting of podo's own.
 	refusal{name: "kubelet's name", flags: []string{"--kubelet-arg=hostname-override=x"}, code: 2, words: []string{"kubelet-arg", "hostname-override", "--node-name"}}.check(t)

@@ -29,7 +29,7 @@ func anotherShape(t *testing.T) {
 		"--https-listen-port", "7443", "--flannel-backend", "host-gw", "--node-name", "vine", "--node-label", "e2e/kind=test", "--node-taint", "CriticalAddonsOnly=true:NoSchedule",
 		"--write-kubeconfig", kubeconfig, "--write-kubeconfig-mode", "0644", "--write-kubeconfig-name", "mine", "--log", log,
 		"--feature-gates", "ContextualLogging=false", "--kube-apiserver-arg", "default-not-ready-toleration-seconds=77",
-		"--kube-controller-manager-arg", "terminated-pod-gc-threshold=11", "--kube-scheduler-arg", "v=1", "--kube-proxy-arg", "conntrack-min=1000").ready(t)
+		"--kube-controller-manager-arg", "terminated-pod-gc-threshold=11", "--kube-scheduler-arg", "kube-api-burst=200", "--kube-proxy-arg", "conntrack-min=1000").ready(t)
 	t.Cleanup(func() { podo("uninstall", "--yes") })
 	importImages(t)
 
