@@ -98,6 +98,10 @@ func appletEnv(name string, args []string) ([]string, error) {
 		}
 		if path != "" {
 			preset("KUBECONFIG", path)
+			// What it learns about this cluster is kept where podo uninstall looks.
+			if cache, err := os.UserCacheDir(); err == nil {
+				preset("KUBECACHEDIR", filepath.Join(cache, "podo", "kubectl"))
+			}
 		}
 	}
 	return env, nil

@@ -166,6 +166,9 @@ func TestAppletEnv(t *testing.T) {
 	if got := last(env, "KUBECONFIG"); err != nil || got != admin {
 		t.Errorf("KUBECONFIG = %q, %v; want %q", got, err, admin)
 	}
+	if got := last(env, "KUBECACHEDIR"); !strings.HasSuffix(got, "/podo/kubectl") {
+		t.Errorf("KUBECACHEDIR = %q", got)
+	}
 	t.Setenv("KUBECONFIG", "/mine")
 	if env, err = appletEnv("kubectl", nil); err != nil || last(env, "KUBECONFIG") != "/mine" {
 		t.Errorf("the user's KUBECONFIG was overridden: %q, %v", last(env, "KUBECONFIG"), err)

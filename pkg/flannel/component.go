@@ -130,8 +130,11 @@ func (o *Overlay) carry(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("%s backend: %w; --flannel-backend names another", o.plan.Backend, err)
 	}
+	defer rest.Wait()
+	if o.plan.Backend == "vxlan" {
+		return vxlan(ctx, subnets, network.Lease(), o.log)
+	}
 	network.Run(ctx)
-	rest.Wait()
 	return nil
 }
 

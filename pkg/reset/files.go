@@ -267,6 +267,9 @@ func (m *machine) removeFiles(ctx context.Context) error {
 			m.tell("removed %s", dir)
 		}
 	}
+	for _, dir := range m.caches() {
+		_ = os.Remove(filepath.Dir(dir)) // if nothing else is there
+	}
 	for _, dir := range mayLeaveEmpty() {
 		_ = os.Remove(dir)
 	}
@@ -280,7 +283,8 @@ func (m *machine) removeFiles(ctx context.Context) error {
 	return errors.Join(errs...)
 }
 
-// caches are where podo unpacked its tools for the users whose kubeconfigs we know.
+// caches are where podo unpacked its tools for the users whose kubeconfigs we know, and
+// where its kubectl remembers what it asked.
 func (m *machine) caches() []string {
 	var out []string
 	for _, path := range m.Kubeconfigs {

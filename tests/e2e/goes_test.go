@@ -21,8 +21,15 @@ func traces(t *testing.T) []string {
 	if err != nil {
 		t.Fatal(err)
 	}
+	before, err := savedMachine(filepath.Join(room(), "before"))
+	if err != nil {
+		t.Fatal(err)
+	}
 	var out []string
 	for what := range m {
+		if before[what] {
+			continue
+		}
 		kind, name, _ := strings.Cut(what, " ")
 		switch kind {
 		case "process":

@@ -44,7 +44,8 @@ func lookAtMachine() (machine, error) {
 		text, _ := os.ReadFile(file)
 		for line := range strings.Lines(string(text)) {
 			f := strings.Fields(line)
-			if len(f) > 1 && !strings.HasPrefix(f[0], "fe80") { // those settle after a link comes up
+			// Those of single addresses come with an address, and with forwarding, which stays.
+			if len(f) > 1 && !strings.HasPrefix(f[0], "fe80") && f[1] != "80" {
 				add("route", f[0]+" "+f[1]+" "+f[len(f)-1])
 			}
 		}
@@ -57,16 +58,18 @@ func lookAtMachine() (machine, error) {
 		add("table", t)
 	}
 	err = filepath.WalkDir("/sys/fs/cgroup", func(path string, d fs.DirEntry, err error) error {
-		// Others come and go: those of a session, of a service.
-		if err == nil && d.IsDir() && slices.ContainsFunc([]string{"kube", "podo", "containerd", "k8s"}, func(w string) bool { return strings.Contains(path, w) }) {
+		if err == nil && d.IsDir() && ofPods(strings.TrimPrefix(path, "/sys/fs/cgroup")) {
 			add("cgroup", path)
 		}
-		return nil
+		return nil // others come and go: those of a session, of a service
 	})
 	if err != nil {
 		return nil, err
 	}
 	for _, p := range processes() {
+		if !p.contained && !p.near {
+			continue // another machine within this one
+		}
 		if p.contained || p.isServer() || strings.Contains(p.exe, "/bin/current/") || strings.Contains(p.cmdline, "/run/podo") || strings.Contains(p.exe, "containerd") {
 			add("process", fmt.Sprintf("%d %s", p.pid, p.cmdline))
 		}
@@ -83,6 +86,20 @@ func lookAtMachine() (machine, error) {
 		}
 	}
 	return m, nil
+}
+
+// save writes m to a file, and savedMachine reads it back.
+func (m machine) save(file string) error {
+	return os.WriteFile(file, []byte(strings.Join(slices.Sorted(maps.Keys(m)), "\n")), 0o644)
+}
+
+func savedMachine(file string) (machine, error) {
+	text, err := os.ReadFile(file)
+	m := machine{}
+	for line := range strings.SplitSeq(string(text), "\n") {
+		m[line] = true
+	}
+	return m, err
 }
 
 // changes lists what after has and m has not, and the other way round.
@@ -159,6 +176,21 @@ type process struct {
 	pid, parent  int
 	exe, cmdline string
 	contained    bool // runs in a pod's control group
+	near         bool // sees the same mounts as this process
+}
+
+// ofPods reports whether a control group is one of those that a kubelet or its engine
+// makes, below the root or below a controller of cgroup v1.
+func ofPods(path string) bool {
+	parts := strings.Split(strings.Trim(path, "/"), "/")
+	for _, name := range parts[:min(2, len(parts))] {
+		for _, start := range []string{"kube", "podo", "containerd", "k8s"} {
+			if strings.HasPrefix(name, start) {
+				return true
+			}
+		}
+	}
+	return false
 }
 
 // isServer tells a running podo from one that only answers a question.
@@ -183,7 +215,10 @@ func processes() []process {
 		cmdline, _ := os.ReadFile(dir + "/cmdline")
 		stat, _ := os.ReadFile(dir + "/stat")
 		groups, _ := os.ReadFile(dir + "/cgroup")
-		p := process{pid: pid, exe: exe, cmdline: strings.TrimSpace(strings.ReplaceAll(string(cmdline), "\x00", " ")), contained: strings.Contains(string(groups), "kubepods")}
+		p := process{pid: pid, exe: exe, cmdline: strings.TrimSpace(strings.ReplaceAll(string(cmdline), "\x00", " ")), contained: strings.Contains(string(groups), ":/kubepods")}
+		mine, _ := os.Readlink("/proc/self/ns/mnt")
+		its, err := os.Readlink(dir + "/ns/mnt")
+		p.near = err == nil && its == mine
 		if i := strings.LastIndexByte(string(stat), ')'); i > 0 {
 			if f := strings.Fields(string(stat[i+1:])); len(f) > 1 {
 				p.parent, _ = strconv.Atoi(f[1])

@@ -74,6 +74,9 @@ func supervise() (int, error) {
 	if err != nil {
 		return 1, err
 	}
+	if err := before.save(filepath.Join(room, "before")); err != nil {
+		return 1, err
+	}
 
 	exited := make(chan int, 1)
 	child := make(chan *os.Process, 1)
@@ -181,7 +184,7 @@ func machineIsFree() error {
 		return nil
 	}
 	for _, p := range processes() {
-		if p.isServer() {
+		if p.near && p.isServer() {
 			return fmt.Errorf("podo runs already (pid %d: %s); stop it with podo uninstall first", p.pid, p.cmdline)
 		}
 	}

@@ -125,7 +125,6 @@ anonymous:
   - path: /livez
   - path: /readyz
   - path: /healthz
-  - path: /version
 `
 
 func authentication(f paths.Paths) string { return filepath.Join(f.Run, "authentication.yaml") }
