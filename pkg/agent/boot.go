@@ -49,7 +49,7 @@ func Build(g *lifecycle.Group, p plan.Node, d Deps) error {
 
 	files := g.Add(Files(d.Exe, p))
 	engine := g.Add(containerd.New(p.Containerd, d.Log), files)
-	g.Add(images.Import(p.Paths.Socket("containerd"), p.Containerd.Snapshotter,
+	g.Add(images.Import(p.Paths.Socket("containerd"), p.Containerd.Snapshotter, p.Paths.ContainerdRoot(),
 		[]string{p.Paths.PayloadImages(), p.Paths.Images()}, d.Log), engine)
 	node := g.Add(let, append(api, engine)...)
 	network := node

@@ -38,6 +38,7 @@ func Render(p plan.Containerd) []byte {
 	say("  address = %q", f.Socket("containerd")+".ttrpc")
 	say("[plugins.'io.containerd.cri.v1.images']")
 	say("  snapshotter = %q", p.Snapshotter)
+	say("  image_pull_with_sync_fs = true") // a layer half on disk at a power cut stays broken for good
 	say("  [plugins.'io.containerd.cri.v1.images'.pinned_images]")
 	say("    sandbox = %q", p.PauseImage)
 	say("  [plugins.'io.containerd.cri.v1.images'.registry]")

@@ -30,6 +30,7 @@ import (
 	transferproxy "github.com/containerd/containerd/v2/core/transfer/proxy"
 	"github.com/containerd/containerd/v2/pkg/namespaces"
 	"github.com/containerd/platforms"
+	"golang.org/x/sys/unix"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
 
@@ -48,8 +49,9 @@ const (
 
 // Import returns a component that imports every archive of dirs and then idles.
 // A folder that does not exist holds none. An archive that cannot be read is
-// logged and left out; the others are imported.
-func Import(socket, snapshotter string, dirs []string, log *slog.Logger) lifecycle.Component {
+// logged and left out; the others are imported. Root is the folder where the engine
+// keeps them.
+func Import(socket, snapshotter, root string, dirs []string, log *slog.Logger) lifecycle.Component {
 	return lifecycle.Task("images", func(ctx context.Context) error {
 		files, err := archives(dirs)
 		if err != nil || len(files) == 0 {
@@ -69,9 +71,11 @@ func Import(socket, snapshotter string, dirs []string, log *slog.Logger) lifecyc
 		if err != nil {
 			return fmt.Errorf("list images: %w", err)
 		}
+		changed := false
 		for _, file := range files {
 			id, err := identity(file)
 			if err == nil && !slices.Contains(known, id) {
+				changed = true
 				err = e.persist(ctx, file, id)
 			}
 			if err != nil {
@@ -81,8 +85,28 @@ func Import(socket, snapshotter string, dirs []string, log *slog.Logger) lifecyc
 				log.Error("image archive left out", "path", file, "err", err)
 			}
 		}
+		if changed {
+			return settle(root)
+		}
 		return nil
 	})
+}
+
+// settle waits until what the engine unpacked is on disk. It does not do that itself,
+// and a layer that a power cut left empty would stay so: its image counts as there.
+func settle(root string) error {
+	dir, err := os.Open(root)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	defer dir.Close()
+	if err := unix.Syncfs(int(dir.Fd())); err != nil {
+		return fmt.Errorf("sync %s: %w", root, err)
+	}
+	return nil
 }
 
 // archives lists the image archives directly in dirs, in name order.

@@ -174,7 +174,7 @@ func importAll(t *testing.T, socket string, dirs ...string) string {
 	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
 	defer cancel()
 	ready := false
-	err := Import(socket, "native", dirs, slog.New(slog.NewTextHandler(&log, nil))).Run(ctx, func() { ready = true; cancel() })
+	err := Import(socket, "native", t.TempDir(), dirs, slog.New(slog.NewTextHandler(&log, nil))).Run(ctx, func() { ready = true; cancel() })
 	if err != nil || !ready {
 		t.Fatalf("ready %v, err %v\n%s", ready, err, log.String())
 	}
@@ -213,5 +213,5 @@ func TestImport(t *testing.T) {
 }
 
 func TestImportOfNothingAsksNobody(t *testing.T) {
-	lifecycletest.Check(t, Import(filepath.Join(t.TempDir(), "none.sock"), "overlayfs", []string{t.TempDir()}, slog.New(slog.DiscardHandler)))
+	lifecycletest.Check(t, Import(filepath.Join(t.TempDir(), "none.sock"), "overlayfs", t.TempDir(), []string{t.TempDir()}, slog.New(slog.DiscardHandler)))
 }

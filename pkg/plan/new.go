@@ -130,8 +130,10 @@ func (d *decision) gates() {
 		}
 		d.gateSet[name] = on
 	}
-	// These renew leases every ten seconds so that several servers find each other.
-	for _, name := range []string{"APIServerIdentity", "UnknownVersionInteroperabilityProxy"} {
+	// The first two renew leases every ten seconds so that several servers find each
+	// other. The third asks every resource for its keys as of this moment, and waits
+	// three seconds for each that had no news; a stop then waits for it.
+	for _, name := range []string{"APIServerIdentity", "UnknownVersionInteroperabilityProxy", "SizeBasedListCostEstimate"} {
 		if _, said := d.gateSet[name]; !said {
 			d.gateSet[name] = false
 		}

@@ -13,6 +13,7 @@ func crowd(t *testing.T) {
 	if n := s.node().Status.Allocatable.Pods().Value(); n != 250 {
 		t.Fatalf("the node takes %d pods", n)
 	}
+	before := len(contained())
 	began := time.Now()
 	s.apply(fmt.Sprintf(`
 apiVersion: apps/v1
@@ -51,6 +52,13 @@ spec:
 	s.within(3*time.Minute, "they go again", func() error {
 		if n := len(s.pods("app=crowd")); n > 0 {
 			return fmt.Errorf("%d are left", n)
+		}
+		return nil
+	})
+	// Gone from the cluster, they keep the machine busy for a while.
+	s.within(2*time.Minute, "the machine is quiet again", func() error {
+		if n := len(contained()); n > before {
+			return fmt.Errorf("%d processes run in pods, %d more than before", n, n-before)
 		}
 		return nil
 	})
