@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"os/exec"
 	"os/signal"
 	"strings"
 	"syscall"
@@ -38,15 +39,20 @@ func complaint(err error, journal bool) string {
 	return text
 }
 
-// exitCode is 0 for done, 1 for failed, and what the error says otherwise: 2 if it
-// asked for something that can never be.
+// exitCode is 0 for done, 1 for failed, and 2 if something was asked for that can
+// never be.
 func exitCode(err error) int {
-	var coded interface{ ExitCode() int }
+	var (
+		child *exec.ExitError // has an exit code too, but not ours
+		asked cli.ExitCoder
+	)
 	switch {
 	case err == nil:
 		return 0
-	case errors.As(err, &coded):
-		return coded.ExitCode()
+	case errors.As(err, &child):
+		return 1
+	case errors.As(err, &asked):
+		return 2
 	}
 	return 1
 }

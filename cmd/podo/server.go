@@ -103,6 +103,9 @@ func runServer(ctx context.Context, end func(), cfg config.Server, log *slog.Log
 	if err := os.Setenv("PATH", where.Bin()+":"+os.Getenv("PATH")); err != nil {
 		return err
 	}
+	if err := datadir.Pin(where, shape(cfg)); err != nil {
+		return usageError{err}
+	}
 	stopping, err := kube.Prepare(p.Gates, os.Exit)
 	if err != nil {
 		return usageError{err}
@@ -110,6 +113,7 @@ func runServer(ctx context.Context, end func(), cfg config.Server, log *slog.Log
 	context.AfterFunc(ctx, stopping)
 
 	g, doors := lifecycle.NewGroup(log), gate.New()
+	context.AfterFunc(ctx, doors.Abandon) // a part that waits for the API would wait for ever
 	srv, err := server.Build(g, *p.Server, server.Deps{
 		Gate: doors, Manifests: manifests.FS, Values: func() (map[string]string, error) { return imageValues(exe) }, Log: log,
 	})
@@ -158,6 +162,19 @@ func preferMemory() {
 	if os.Getenv("GOGC") == "" {
 		debug.SetGCPercent(40)
 	}
+}
+
+// shape is what a cluster cannot change once it has begun: objects in it carry
+// addresses of these ranges, and names in this domain.
+func shape(cfg config.Server) map[string]string {
+	out := map[string]string{}
+	for _, f := range config.Fields(&cfg) {
+		switch f.Name {
+		case "cluster-cidr", "service-cidr", "cluster-domain", "cluster-dns":
+			out[f.Name] = f.String()
+		}
+	}
+	return out
 }
 
 // imageValues names the images of the payload in manifests.

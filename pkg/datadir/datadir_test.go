@@ -71,3 +71,28 @@ func TestLayout(t *testing.T) {
 		})
 	}
 }
+
+func TestPin(t *testing.T) {
+	p := somewhere(t)
+	if err := datadir.Pin(p, map[string]string{"service-cidr": "10.43.0.0/16", "cluster-domain": "cluster.local"}); err != nil {
+		t.Fatal(err)
+	}
+	if err := datadir.Pin(p, map[string]string{"service-cidr": "10.43.0.0/16", "cluster-domain": "cluster.local"}); err != nil {
+		t.Errorf("the same shape: %v", err)
+	}
+	err := datadir.Pin(p, map[string]string{"service-cidr": "10.60.0.0/16", "cluster-domain": "other"})
+	if !errors.Is(err, datadir.ErrShape) {
+		t.Fatalf("another shape: err = %v, want ErrShape", err)
+	}
+	for _, want := range []string{"service-cidr", "10.43.0.0/16", "10.60.0.0/16", "cluster-domain"} {
+		if !strings.Contains(err.Error(), want) {
+			t.Errorf("%q is not in: %v", want, err)
+		}
+	}
+	if err := os.WriteFile(p.Shape(), []byte("{"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := datadir.Pin(p, nil); err == nil || !strings.Contains(err.Error(), p.Shape()) {
+		t.Errorf("damaged file: err = %v, want its path in it", err)
+	}
+}

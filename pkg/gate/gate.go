@@ -78,6 +78,15 @@ func (g *Gate) Close() {
 	}
 }
 
+// Abandon closes the gate unless it is open: what is being waited for will not come.
+func (g *Gate) Abandon() {
+	select {
+	case <-g.open:
+	default:
+		g.Close()
+	}
+}
+
 // Announce calls ready once the gate is open, in a goroutine of its own, and never
 // if it will not be. It is how a part says that it does its work.
 func (g *Gate) Announce(ctx context.Context, ready func()) {

@@ -174,3 +174,24 @@ func TestConnectionsSpeakUntilTheGateCloses(t *testing.T) {
 		}
 	}
 }
+
+func TestAbandon(t *testing.T) {
+	g, addr := gate.New(), listen(t)
+	pending := make(chan error, 1)
+	go func() {
+		_, err := g.Dial(t.Context(), "tcp", addr)
+		pending <- err
+	}()
+	g.Abandon()
+	if err := <-pending; !errors.Is(err, gate.ErrClosed) {
+		t.Errorf("pending dial of an abandoned gate: err = %v, want ErrClosed", err)
+	}
+	opened := gate.New()
+	opened.Open()
+	opened.Abandon()
+	c, err := opened.Dial(t.Context(), "tcp", addr)
+	if err != nil {
+		t.Fatalf("an open gate was abandoned: %v", err)
+	}
+	c.Close()
+}

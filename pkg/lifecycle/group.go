@@ -157,7 +157,10 @@ func (g *Group) drive(life context.Context, u *Unit) error {
 		}
 	}
 	switch {
-	case own.Err() != nil && (err == nil || errors.Is(err, context.Canceled)):
+	case own.Err() != nil && !errors.Is(err, ErrStuck):
+		// What a part says of being stopped, such as that a program it was running was
+		// killed, is no failure.
+		g.log.Debug("component stopped short", "component", u.component.Name(), "err", err)
 		g.enter(u, Stopped, nil)
 		return nil
 	case err == nil:

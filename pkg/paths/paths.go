@@ -50,6 +50,9 @@ func (p Paths) AdminKubeconfig() string { return filepath.Join(p.Etc, "podo.yaml
 // Layout holds one integer: the version of the data directory's layout.
 func (p Paths) Layout() string { return filepath.Join(p.Data, "layout") }
 
+// Shape holds the settings that a cluster keeps for life.
+func (p Paths) Shape() string { return filepath.Join(p.Data, "server", "shape.json") }
+
 // Lock is held by the one podo that owns the data directory.
 func (p Paths) Lock() string { return filepath.Join(p.Data, "lock") }
 

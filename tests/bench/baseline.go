@@ -226,7 +226,7 @@ func (b baseline) graph(p plan.Plan, admin, logs string) (lifecycle.Component, e
 	g.Add(child("kube-scheduler", nil, "--kubeconfig="+where.ServerKubeconfig("kube-scheduler")), api.Begun())
 
 	engine := g.Add(containerd.New(p.Node.Containerd, log))
-	g.Add(images.Import(where.Socket("containerd"), p.Node.Containerd.Snapshotter, []string{where.PayloadImages()}, log), engine)
+	g.Add(images.Import(where.Socket("containerd"), p.Node.Containerd.Snapshotter, where.ContainerdRoot(), []string{where.PayloadImages()}, log), engine)
 	g.Add(child("kubelet", nil,
 		"--config="+kubeletConfig(p),
 		"--kubeconfig="+where.AgentKubeconfig("kubelet"),

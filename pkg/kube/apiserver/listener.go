@@ -2,10 +2,12 @@ package apiserver
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net"
 	"net/netip"
 	"sync"
+	"syscall"
 	"time"
 )
 
@@ -28,6 +30,9 @@ func listen(ctx context.Context, addr netip.Addr, port int) (*listener, error) {
 	var lc net.ListenConfig
 	at := netip.AddrPortFrom(addr, uint16(port)).String()
 	l, err := lc.Listen(ctx, "tcp", at)
+	if errors.Is(err, syscall.EADDRNOTAVAIL) {
+		return nil, fmt.Errorf("%w; give --bind-address an address of this machine", err)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("%w; free the port or choose another with --https-listen-port", err)
 	}
