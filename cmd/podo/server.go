@@ -103,9 +103,6 @@ func runServer(ctx context.Context, end func(), cfg config.Server, log *slog.Log
 	if err := os.Setenv("PATH", where.Bin()+":"+os.Getenv("PATH")); err != nil {
 		return err
 	}
-	if err := datadir.Pin(where, shape(cfg)); err != nil {
-		return usageError{err}
-	}
 	stopping, err := kube.Prepare(p.Gates, os.Exit)
 	if err != nil {
 		return usageError{err}
@@ -127,6 +124,9 @@ func runServer(ctx context.Context, end func(), cfg config.Server, log *slog.Log
 		if err != nil {
 			return usageError{err}
 		}
+	}
+	if err := datadir.Pin(where, shape(cfg)); err != nil {
+		return usageError{err}
 	}
 	report := reporter{began: began, dataDir: cfg.DataDir, node: nodeName, group: g, server: srv, plan: *p.Server}
 	g.Add(status.Serve(where.Socket("podo"), report.report, log))
