@@ -87,8 +87,8 @@ func (g *Group) Add(c Component, needs ...Need) *Unit {
 }
 
 // Run starts the group and blocks until every component has stopped. It returns
-// nil if ctx ended it, and otherwise the first failure, followed by any trouble
-// met while stopping.
+// nil if ctx ended it, and otherwise the first failure, which is the reason for all
+// that follow; those are logged.
 func (g *Group) Run(ctx context.Context) error {
 	life, end := context.WithCancel(ctx)
 	defer end()
@@ -96,7 +96,7 @@ func (g *Group) Run(ctx context.Context) error {
 	var (
 		wg    sync.WaitGroup
 		mu    sync.Mutex
-		fails []error
+		first error
 	)
 	for _, u := range g.units {
 		u.mu.Lock()
@@ -108,14 +108,18 @@ func (g *Group) Run(ctx context.Context) error {
 			defer close(u.stopped)
 			if err := g.drive(life, u); err != nil {
 				mu.Lock()
-				fails = append(fails, fmt.Errorf("%s: %w", u.component.Name(), err))
+				if first == nil {
+					first = fmt.Errorf("%s: %w", u.component.Name(), err)
+				} else {
+					g.log.Warn("trouble while stopping", "component", u.component.Name(), "err", err)
+				}
 				mu.Unlock()
 				end()
 			}
 		})
 	}
 	wg.Wait()
-	return errors.Join(fails...)
+	return first
 }
 
 // drive takes one unit from waiting to stopped.
