@@ -141,6 +141,7 @@ func sayEverything() {
 	klog.FromContext(ctx).Info("contextual info")
 	klog.FromContext(ctx).Error(io.EOF, "contextual error")
 	logrus.Info("logrus info")
+	logrus.Errorf("error in txn %s: disk is full", `success:<request_put:<key:"/registry/secrets/a" value:"c2VjcmV0" > >`)
 	logrus.WithError(io.EOF).Warn("logrus warning")
 	log.Print("http: TLS handshake error from 10.0.0.1:1: EOF")
 	log.Print("std line")
@@ -174,6 +175,9 @@ func TestAdoptShowsAllWithDebug(t *testing.T) {
 		if !strings.Contains(b.String(), want) {
 			t.Errorf("%q is missing in\n%s", want, b)
 		}
+	}
+	if strings.Contains(b.String(), "c2VjcmV0") {
+		t.Errorf("a Secret is shown:\n%s", b)
 	}
 	if strings.Contains(b.String(), "klog v4") {
 		t.Errorf("V(4) is shown without -v 4:\n%s", b)

@@ -139,6 +139,7 @@ const emulatedEtcd = "3.5.12"
 
 func newServer(backend server.Backend, log *slog.Logger) *grpc.Server {
 	g := grpc.NewServer(
+		grpc.UnaryInterceptor((&health{log: log}).note),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 5 * time.Second}),
 		grpc.KeepaliveParams(keepalive.ServerParameters{Time: 2 * time.Hour, Timeout: 20 * time.Second}),
 		grpc.MaxConcurrentStreams(math.MaxUint32),
