@@ -59,7 +59,11 @@ func appletCommand(name, usage, args string) *cli.Command {
 // runApplet becomes a program of the payload, so that its signals, terminal and exit
 // code are the user's own. It returns only if it cannot.
 func runApplet(ctx context.Context, name string, args []string) error {
-	env, err := appletEnv(name, args)
+	admin := ""
+	if name == "kubectl" && os.Getenv("KUBECONFIG") == "" {
+		admin = adminKubeconfig(ctx, podoSocket())
+	}
+	env, err := appletEnv(name, args, admin)
 	if err != nil {
 		return fmt.Errorf("%s: %w", name, err)
 	}
@@ -71,9 +75,9 @@ func runApplet(ctx context.Context, name string, args []string) error {
 	return fmt.Errorf("run %s: %w", program, err)
 }
 
-// appletEnv points a program at this machine's cluster, unless the user points it
-// elsewhere.
-func appletEnv(name string, args []string) ([]string, error) {
+// appletEnv points a program at this machine's cluster, whose kubeconfig is admin,
+// unless the user points it elsewhere.
+func appletEnv(name string, args []string, admin string) ([]string, error) {
 	env := os.Environ()
 	preset := func(key, value string) {
 		if os.Getenv(key) == "" {
@@ -92,7 +96,7 @@ func appletEnv(name string, args []string) ([]string, error) {
 		preset("CONTAINERD_ADDRESS", engine)
 		preset("CONTAINERD_NAMESPACE", "k8s.io")
 	case "kubectl":
-		path, err := clusterKubeconfig(args)
+		path, err := clusterKubeconfig(args, admin)
 		if err != nil {
 			return nil, err
 		}
@@ -107,15 +111,13 @@ func appletEnv(name string, args []string) ([]string, error) {
 	return env, nil
 }
 
-// clusterKubeconfig is the administrator's kubeconfig, or empty if kubectl should look
-// where it always does.
-func clusterKubeconfig(args []string) (string, error) {
+// clusterKubeconfig is admin, the administrator's, or empty if kubectl should look where
+// it always does.
+func clusterKubeconfig(args []string, admin string) (string, error) {
 	if os.Getenv("KUBECONFIG") != "" {
 		return "", nil
 	}
-	cfg, _, _ := resolveServer(os.Environ(), nil)
-	path := cfg.Kubeconfig.Path
-	own := ""
+	path, own := admin, ""
 	if home, err := os.UserHomeDir(); err == nil {
 		own = filepath.Join(home, ".kube", "config")
 		if _, err := os.Stat(own); err != nil {
@@ -164,35 +166,44 @@ func needsNoCluster(args []string) bool {
 	})
 }
 
-// findApplet is the path of a program that podo server unpacked, or else of one that
-// is unpacked now: by root where podo server would, by others in their cache folder.
+// findApplet is the path of a program that podo server unpacked, or else of a copy in
+// memory: a tool must not leave anything behind on a machine where no server ran.
 func findApplet(ctx context.Context, name string) (string, error) {
 	cfg, _, _ := resolveServer(os.Environ(), nil)
-	dir := cfg.DataDir
-	if path := paths.New(dir).Program(name); unix.Access(path, unix.X_OK) == nil {
+	if path := paths.New(cfg.DataDir).Program(name); unix.Access(path, unix.X_OK) == nil {
 		return path, nil
 	}
-	if r, err := status.Fetch(ctx, paths.New(dir).Socket("podo")); err == nil && r.DataDir != "" {
-		dir = r.DataDir
-		if path := paths.New(dir).Program(name); unix.Access(path, unix.X_OK) == nil {
+	if r, err := status.Fetch(ctx, podoSocket()); err == nil && r.DataDir != "" {
+		if path := paths.New(r.DataDir).Program(name); unix.Access(path, unix.X_OK) == nil {
 			return path, nil
 		}
-	}
-	into := paths.New(dir).Payload()
-	if os.Geteuid() != 0 {
-		cache, err := os.UserCacheDir()
-		if err != nil {
-			return "", fmt.Errorf("no folder to unpack into: %w", err)
-		}
-		into = filepath.Join(cache, "podo")
 	}
 	exe, err := os.Executable()
 	if err != nil {
 		return "", err
 	}
-	bin, err := payload.Unpack(ctx, exe, into)
+	p, err := payload.Open(exe)
 	if err != nil {
 		return "", err
 	}
-	return filepath.Join(bin, name), nil
+	memory, err := memoryFile(name)
+	if err != nil {
+		return "", fmt.Errorf("no memory to unpack into: %w", err)
+	}
+	w, err := os.OpenFile(memory, os.O_WRONLY, 0)
+	if err != nil {
+		return "", err
+	}
+	return memory, errors.Join(p.Extract(w, name), w.Close()) // the kernel runs no file that is open for writing
+}
+
+// memoryFile is the path of a file that is on no disk, may be executed, and is there
+// until this process ends or becomes that program. Kernels before 6.3 do not know the
+// flag that allows it, and need none.
+func memoryFile(name string) (string, error) {
+	fd, err := unix.MemfdCreate(name, unix.MFD_CLOEXEC|unix.MFD_EXEC)
+	if errors.Is(err, unix.EINVAL) {
+		fd, err = unix.MemfdCreate(name, unix.MFD_CLOEXEC)
+	}
+	return fmt.Sprintf("/proc/self/fd/%d", fd), err
 }

@@ -35,7 +35,7 @@ Examples:
 			if err != nil {
 				return err
 			}
-			cfg, _, err := loadServer(c, typed)
+			cfg, _, err := loadHere(c, typed)
 			if err != nil {
 				return err
 			}

@@ -39,6 +39,8 @@ Examples:
 			shell("zsh", "for zsh", writeZsh),
 			shell("fish", "for fish", writeFish),
 		},
+		Action:       chooseOne,
+		OnUsageError: flagProblem,
 	}
 }
 

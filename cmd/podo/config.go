@@ -18,9 +18,11 @@ import (
 
 func configCommand() *cli.Command {
 	return &cli.Command{
-		Name:        "config",
-		Usage:       "show and check what a server is asked for",
-		Subcommands: []*cli.Command{configShowCommand(), configValidateCommand()},
+		Name:         "config",
+		Usage:        "show and check what a server is asked for",
+		Subcommands:  []*cli.Command{configShowCommand(), configValidateCommand()},
+		Action:       chooseOne,
+		OnUsageError: flagProblem,
 	}
 }
 
@@ -69,14 +71,14 @@ func configValidateCommand() *cli.Command {
 		Usage:     "check settings without starting anything",
 		UsageText: "podo config validate [FILE] [flags of podo server]",
 		Description: "With FILE, that file and its drop-ins are checked by themselves. Without, everything that\n" +
-			"podo server would read is. Each mistake is printed with its place; the exit code is then 2.",
+			"podo server would read is, and whether it can work on this machine. Each mistake is printed with its place; the exit code is then 2.",
 		Flags:              flags,
 		CustomHelpTemplate: settingsHelp(flags),
 		OnUsageError:       flagProblem,
 		Action: func(c *cli.Context) error {
 			switch c.NArg() {
 			case 0:
-				if _, _, err := loadServer(c, typed); err != nil {
+				if _, _, err := loadHere(c, typed); err != nil {
 					return err
 				}
 				fmt.Fprintln(c.App.Writer, "no mistakes")

@@ -2,9 +2,11 @@ package main
 
 import (
 	"bytes"
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"reflect"
@@ -16,6 +18,7 @@ import (
 
 	"github.com/podo-dev/podo/pkg/config"
 	"github.com/podo-dev/podo/pkg/configfile"
+	"github.com/podo-dev/podo/pkg/status"
 )
 
 // runConfig runs podo config with args, and without this process's environment.
@@ -139,11 +142,70 @@ func TestConfigMistakesExit2(t *testing.T) {
 		"validate":       {[]string{"validate", bad}, bad + `:1: unknown setting "clutser-cidr"; did you mean cluster-cidr?`},
 		"every mistake":  {[]string{"validate", bad}, bad + ":2: node-ip:"},
 		"token file":     {[]string{"validate", "--token-file", "/nonexistent"}, "--token-file: open /nonexistent"},
+		"flag of k3s":    {[]string{"show", "--cluster-init"}, "unknown flag --cluster-init: the datastore is SQLite"},
+		"short, of k3s":  {[]string{"show", "-s", "https://x:6443"}, "unknown flag -s: this is a server of its own"},
+		"empty value":    {[]string{"show", "--tls-san", "a,,b"}, `--tls-san: "a,,b": one of the values is empty`},
+		"no such verb":   {[]string{"shwo"}, `"shwo"; it takes one of: show, validate`},
+		"this machine":   {[]string{"validate", "--resolv-conf", "/nonexistent", "--log", "/"}, "--log: / is a folder; name a file in it\n--resolv-conf: there is no file /nonexistent"},
 	} {
 		out, err := runConfig(t, tt.args...)
 		var exit interface{ ExitCode() int }
 		if err == nil || !strings.Contains(err.Error(), tt.want) || !errors.As(err, &exit) || exit.ExitCode() != 2 {
 			t.Errorf("%s: %v (%s); want %q and exit code 2", name, err, out, tt.want)
+		}
+	}
+}
+
+// A variable with podo's prefix is a setting or a mistake, also one that steers its tests.
+func TestConfigKnowsNoOtherVariables(t *testing.T) {
+	if _, _, err := resolveServer([]string{"PODO_E2E=1"}, nil); err == nil || !strings.Contains(err.Error(), "$PODO_E2E: unknown variable") {
+		t.Error(err)
+	}
+}
+
+func TestLogIntoAFolderToBeMade(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "a", "b", "podo.log")
+	log, closer, err := openLog(t.Context(), config.Logging{File: path})
+	if err != nil {
+		t.Fatal(err)
+	}
+	log.Info("here")
+	closer.Close()
+	if text, err := os.ReadFile(path); err != nil || !strings.Contains(string(text), "here") {
+		t.Errorf("%q, %v", text, err)
+	}
+}
+
+func TestAdminKubeconfig(t *testing.T) {
+	socket := filepath.Join(t.TempDir(), "podo.sock")
+	t.Setenv("PODO_WRITE_KUBECONFIG", "/from/the/settings")
+	if got := adminKubeconfig(t.Context(), socket); got != "/from/the/settings" {
+		t.Errorf("without a server: %s", got)
+	}
+	ctx, stop := context.WithCancel(t.Context())
+	done, up := make(chan error), make(chan struct{})
+	report := func(context.Context) status.Report { return status.Report{Kubeconfig: "/from/the/server"} }
+	go func() {
+		done <- status.Serve(socket, report, slog.New(slog.DiscardHandler)).Run(ctx, func() { close(up) })
+	}()
+	<-up
+	if got := adminKubeconfig(t.Context(), socket); got != "/from/the/server" {
+		t.Errorf("with a server: %s", got)
+	}
+	stop()
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
+}
+
+func TestUnknownCommands(t *testing.T) {
+	for name, want := range map[string]string{
+		"bogus":           `unknown command "bogus"; podo help lists them`,
+		"servr":           "did you mean server?",
+		"completion tcsh": "it takes one of: bash, zsh, fish",
+	} {
+		if _, _, err := run(t, strings.Fields(name)...); err == nil || !strings.Contains(err.Error(), want) || exitCode(err) != 2 {
+			t.Errorf("podo %s: %v, exit code %d; want %q and 2", name, err, exitCode(err), want)
 		}
 	}
 }

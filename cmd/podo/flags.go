@@ -3,6 +3,7 @@ package main
 import (
 	"flag"
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/urfave/cli/v2"
@@ -25,6 +26,10 @@ func usagef(format string, args ...any) error { return usageError{fmt.Errorf(for
 func flagProblem(c *cli.Context, err error, _ bool) error {
 	text := err.Error()
 	if name, ok := strings.CutPrefix(text, "flag provided but not defined: -"); ok {
+		name = strings.TrimPrefix(name, "-")
+		if why := config.Foreign(name); why != "" && takesSettings(c) {
+			return usagef("unknown flag %s: %s; remove it", dashed(name), why)
+		}
 		if near := config.Nearest(name); near != "" && hasFlag(c, near) {
 			return usagef("unknown flag %s; did you mean %s?", dashed(name), dashed(near))
 		}
@@ -34,6 +39,14 @@ func flagProblem(c *cli.Context, err error, _ bool) error {
 		return usagef("%s: needs a value", dashed(strings.TrimPrefix(name, "-")))
 	}
 	return usageError{err}
+}
+
+// takesSettings reports whether a command has the flags of podo server.
+func takesSettings(c *cli.Context) bool {
+	return slices.ContainsFunc(c.Command.Flags, func(f cli.Flag) bool {
+		_, ok := f.(*settingFlag)
+		return ok
+	})
 }
 
 func hasFlag(c *cli.Context, name string) bool {

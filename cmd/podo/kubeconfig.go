@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -14,7 +15,9 @@ import (
 
 	"github.com/podo-dev/podo/pkg/atomicfile"
 	"github.com/podo-dev/podo/pkg/kubeconfig"
+	"github.com/podo-dev/podo/pkg/paths"
 	"github.com/podo-dev/podo/pkg/reset"
+	"github.com/podo-dev/podo/pkg/status"
 )
 
 func kubeconfigCommand() *cli.Command {
@@ -71,18 +74,32 @@ Examples:
 					if err := noArgs(c); err != nil {
 						return err
 					}
-					cfg, _, _ := resolveServer(os.Environ(), nil)
-					_, err := fmt.Fprintln(c.App.Writer, cfg.Kubeconfig.Path)
+					_, err := fmt.Fprintln(c.App.Writer, adminKubeconfig(c.Context, podoSocket()))
 					return err
 				},
 			},
 		},
+		Action:       chooseOne,
+		OnUsageError: flagProblem,
 	}
 }
 
-func mergeKubeconfig(c *cli.Context) error {
+// podoSocket is where a running podo answers, whatever its data directory.
+func podoSocket() string { return paths.New(paths.DefaultData).Socket("podo") }
+
+// adminKubeconfig is where the server behind socket says it wrote the administrator's,
+// or else where the next one would.
+func adminKubeconfig(ctx context.Context, socket string) string {
+	if r, err := status.Fetch(ctx, socket); err == nil && r.Kubeconfig != "" {
+		return r.Kubeconfig
+	}
+	// A mistake in another setting must not keep anybody from finding the cluster.
 	cfg, _, _ := resolveServer(os.Environ(), nil)
-	from := cfg.Kubeconfig.Path
+	return cfg.Kubeconfig.Path
+}
+
+func mergeKubeconfig(c *cli.Context) error {
+	from := adminKubeconfig(c.Context, podoSocket())
 	switch f, err := os.Open(from); {
 	case errors.Is(err, fs.ErrNotExist):
 		return fmt.Errorf("kubeconfig: there is no cluster on this machine yet (no %s); start one with: sudo podo server", from)

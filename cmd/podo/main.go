@@ -12,6 +12,8 @@ import (
 	"syscall"
 
 	"github.com/urfave/cli/v2"
+
+	"github.com/podo-dev/podo/pkg/config"
 )
 
 func main() {
@@ -86,18 +88,33 @@ Start here:
 		OnUsageError:   flagProblem,
 		ExitErrHandler: func(*cli.Context, error) {}, // main prints and exits
 		Action: func(c *cli.Context) error {
-			if c.Args().Present() {
-				return unknownCommand(c)
+			if !c.Args().Present() {
+				return cli.ShowAppHelp(c)
 			}
-			return cli.ShowAppHelp(c)
+			name := c.Args().First()
+			if near := config.Closest(name, commandNames(c.App.Commands)); near != "" {
+				return usagef("unknown command %q; did you mean %s?", name, near)
+			}
+			return usagef("unknown command %q; podo help lists them", name)
 		},
 	}
 }
 
-func unknownCommand(c *cli.Context) error {
-	name := c.Args().First()
-	if near := cli.SuggestCommand(c.App.Commands, name); near != "" {
-		return usagef("unknown command %q. %s", name, near) // near is a question already
+// chooseOne is the action of a command that does nothing without one of its own.
+func chooseOne(c *cli.Context) error {
+	if !c.Args().Present() {
+		return cli.ShowSubcommandHelp(c)
 	}
-	return usagef("unknown command %q; podo help lists them", name)
+	return usagef("%s takes no argument %q; it takes one of: %s", c.Command.FullName(), c.Args().First(),
+		strings.Join(commandNames(c.Command.Subcommands), ", "))
+}
+
+func commandNames(commands []*cli.Command) []string {
+	var out []string
+	for _, c := range commands {
+		if c.Name != "help" && !c.Hidden {
+			out = append(out, c.Name)
+		}
+	}
+	return out
 }

@@ -7,6 +7,7 @@ import (
 	"io"
 	"log/slog"
 	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"syscall"
@@ -15,6 +16,7 @@ import (
 
 	"github.com/podo-dev/podo/pkg/config"
 	"github.com/podo-dev/podo/pkg/configfile"
+	"github.com/podo-dev/podo/pkg/host"
 	"github.com/podo-dev/podo/pkg/logging"
 )
 
@@ -28,8 +30,20 @@ func loadServer(c *cli.Context, typed []config.Setting) (config.Server, config.O
 	return resolveServer(os.Environ(), typed)
 }
 
+// loadHere is loadServer for this machine: what cannot work on it is a mistake too.
+func loadHere(c *cli.Context, typed []config.Setting) (config.Server, config.Origins, error) {
+	cfg, origins, err := loadServer(c, typed)
+	if err != nil {
+		return cfg, origins, err
+	}
+	if err := host.Fit(cfg, origins); err != nil {
+		return cfg, origins, usageError{err}
+	}
+	return cfg, origins, nil
+}
+
 func resolveServer(environ []string, typed []config.Setting) (config.Server, config.Origins, error) {
-	strong, errEnv := config.FromEnv(environ, testVariables())
+	strong, errEnv := config.FromEnv(environ)
 	weak := config.FromK3sEnv(environ)
 	cfg := config.Default()
 
@@ -67,14 +81,14 @@ func readToken(cfg *config.Server, origins config.Origins) error {
 	return nil
 }
 
-// testVariables steer the tests of podo itself and are no settings.
-func testVariables() []string {
-	return []string{"PODO_E2E", "PODO_E2E_KEEP", "PODO_E2E_RUN", "PODO_BENCH", "PODO_TEST_SCRIPT"}
-}
-
 // openLog makes the logger that the settings ask for, and sends to it what Kubernetes
-// and the libraries in this process write.
+// and the libraries in this process write. The folder of a log file is made, as k3s does.
 func openLog(ctx context.Context, l config.Logging) (*slog.Logger, io.Closer, error) {
+	if l.File != "" {
+		if err := os.MkdirAll(filepath.Dir(l.File), 0o755); err != nil {
+			return nil, nil, fmt.Errorf("log: %w", err)
+		}
+	}
 	log, closer, err := logging.Open(os.Stderr, logging.Options{
 		Debug:    l.Debug,
 		Terminal: isTerminal(os.Stderr),

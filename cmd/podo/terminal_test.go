@@ -144,11 +144,10 @@ func TestAppletEnv(t *testing.T) {
 	t.Setenv("HOME", t.TempDir())
 	t.Setenv("KUBECONFIG", "")
 	admin := filepath.Join(t.TempDir(), "podo.yaml")
-	t.Setenv("PODO_WRITE_KUBECONFIG", admin)
-	if _, err := appletEnv("kubectl", []string{"get", "pods"}); err == nil || !strings.Contains(err.Error(), "podo server") {
+	if _, err := appletEnv("kubectl", []string{"get", "pods"}, admin); err == nil || !strings.Contains(err.Error(), "podo server") {
 		t.Errorf("without a cluster: %v", err)
 	}
-	if _, err := appletEnv("kubectl", []string{"get", "--help"}); err != nil {
+	if _, err := appletEnv("kubectl", []string{"get", "--help"}, admin); err != nil {
 		t.Errorf("help without a cluster: %v", err)
 	}
 	if err := os.WriteFile(admin, nil, 0o600); err != nil {
@@ -162,7 +161,7 @@ func TestAppletEnv(t *testing.T) {
 		}
 		return v
 	}
-	env, err := appletEnv("kubectl", []string{"get", "pods"})
+	env, err := appletEnv("kubectl", []string{"get", "pods"}, admin)
 	if got := last(env, "KUBECONFIG"); err != nil || got != admin {
 		t.Errorf("KUBECONFIG = %q, %v; want %q", got, err, admin)
 	}
@@ -170,7 +169,7 @@ func TestAppletEnv(t *testing.T) {
 		t.Errorf("KUBECACHEDIR = %q", got)
 	}
 	t.Setenv("KUBECONFIG", "/mine")
-	if env, err = appletEnv("kubectl", nil); err != nil || last(env, "KUBECONFIG") != "/mine" {
+	if env, err = appletEnv("kubectl", nil, admin); err != nil || last(env, "KUBECONFIG") != "/mine" {
 		t.Errorf("the user's KUBECONFIG was overridden: %q, %v", last(env, "KUBECONFIG"), err)
 	}
 	t.Setenv("KUBECONFIG", "")
@@ -178,14 +177,14 @@ func TestAppletEnv(t *testing.T) {
 	if err := errors.Join(os.Mkdir(filepath.Dir(own), 0o755), os.WriteFile(own, nil, 0o600)); err != nil {
 		t.Fatal(err)
 	}
-	if env, err = appletEnv("kubectl", []string{"get", "pods"}); err != nil || last(env, "KUBECONFIG") != admin {
+	if env, err = appletEnv("kubectl", []string{"get", "pods"}, admin); err != nil || last(env, "KUBECONFIG") != admin {
 		t.Errorf("beside other clusters: KUBECONFIG = %q, %v", last(env, "KUBECONFIG"), err)
 	}
-	if env, err = appletEnv("kubectl", []string{"get", "--context=podo"}); err != nil || last(env, "KUBECONFIG") != admin+":"+own {
+	if env, err = appletEnv("kubectl", []string{"get", "--context=podo"}, admin); err != nil || last(env, "KUBECONFIG") != admin+":"+own {
 		t.Errorf("with a named context: KUBECONFIG = %q, %v", last(env, "KUBECONFIG"), err)
 	}
 	t.Setenv("CONTAINERD_NAMESPACE", "mine")
-	env, err = appletEnv("ctr", nil)
+	env, err = appletEnv("ctr", nil, admin)
 	if err != nil || last(env, "CONTAINERD_NAMESPACE") != "mine" || last(env, "CONTAINERD_ADDRESS") != "/run/podo/containerd.sock" {
 		t.Errorf("ctr: %q, %v", env, err)
 	}
@@ -199,6 +198,9 @@ func TestVersion(t *testing.T) {
 }
 
 func TestKubeconfigVerbs(t *testing.T) {
+	if _, err := status.Fetch(t.Context(), podoSocket()); err == nil {
+		t.Skip("a server runs here, whose kubeconfig it is")
+	}
 	dir := t.TempDir()
 	admin, mine := filepath.Join(dir, "podo.yaml"), filepath.Join(dir, "home", "config")
 	t.Setenv("PODO_WRITE_KUBECONFIG", admin)

@@ -235,13 +235,11 @@ func (f Field) FromEnv(text string) []string {
 }
 
 func cut(text string) []string {
-	var out []string
-	for part := range strings.SplitSeq(text, ",") {
-		if part = strings.TrimSpace(part); part != "" {
-			out = append(out, part)
-		}
+	parts := strings.Split(text, ",")
+	for i := range parts {
+		parts[i] = strings.TrimSpace(parts[i])
 	}
-	return out
+	return parts
 }
 
 // set replaces the field's value, or adds to it if add is true. It returns every
@@ -253,6 +251,9 @@ func (f Field) set(texts []string, add bool) []error {
 			parts = append(parts, cut(t)...)
 		}
 		texts = parts
+	}
+	if f.IsList() && slices.ContainsFunc(texts, blank) {
+		return []error{fmt.Errorf("%q: one of the values is empty; take it out, with its comma if it has one", strings.Join(texts, ","))}
 	}
 	switch f.value.Kind() {
 	case reflect.Slice:
@@ -273,6 +274,8 @@ func (f Field) set(texts []string, add bool) []error {
 	f.value.Set(v)
 	return nil
 }
+
+func blank(text string) bool { return strings.TrimSpace(text) == "" }
 
 func (f Field) setList(texts []string, add bool) []error {
 	var errs []error

@@ -3,6 +3,8 @@ package config
 import (
 	"fmt"
 	"net/netip"
+	"regexp"
+	"strconv"
 	"strings"
 )
 
@@ -65,6 +67,55 @@ func selfSet(key string) bool {
 		return true
 	}
 	return within("kubelet.kubernetes.io") || within("node.kubernetes.io")
+}
+
+// imageProblem says what keeps text from being [HOST[:PORT]/]PATH[:TAG][@DIGEST], the
+// way the OCI distribution specification has it.
+func imageProblem(text string) string {
+	name, digest, hasDigest := strings.Cut(text, "@")
+	tag, hasTag := "", false
+	if i := strings.LastIndexByte(name, ':'); i > strings.LastIndexByte(name, '/') {
+		name, tag, hasTag = name[:i], name[i+1:], true
+	}
+	path := name
+	// What comes before the first slash is a host only if it looks like one.
+	if host, rest, ok := strings.Cut(name, "/"); ok && (host == "localhost" || strings.ContainsAny(host, ".:") || host != strings.ToLower(host)) {
+		if !isHostPort(host) {
+			return fmt.Sprintf("%q is no host", host)
+		}
+		path = rest
+	}
+	algorithm, sum, _ := strings.Cut(digest, ":")
+	switch {
+	case text == "":
+		return "it is empty"
+	case len(name) > 255:
+		return "it is longer than 255 letters"
+	case !regexp.MustCompile(`^[a-z0-9]+((\.|__?|-+)[a-z0-9]+)*(/[a-z0-9]+((\.|__?|-+)[a-z0-9]+)*)*$`).MatchString(path):
+		if path != strings.ToLower(path) {
+			return "it has capital letters"
+		}
+		return fmt.Sprintf("%q is no path of small letters, digits, dots, dashes and underscores", path)
+	case hasTag && !regexp.MustCompile(`^[a-zA-Z0-9_][a-zA-Z0-9_.-]{0,127}$`).MatchString(tag):
+		return fmt.Sprintf("%q is no tag", tag)
+	case hasDigest && (!map[string]bool{"sha256:64": true, "sha384:96": true, "sha512:128": true}[fmt.Sprintf("%s:%d", algorithm, len(sum))] || strings.Trim(sum, "0123456789abcdef") != ""):
+		return fmt.Sprintf("%q is no digest", digest)
+	}
+	return ""
+}
+
+// isHostPort reports whether text is a host name or address, with or without a port.
+func isHostPort(text string) bool {
+	host, port := text, "1"
+	if i := strings.LastIndexByte(text, ':'); i > strings.LastIndexByte(text, ']') {
+		host, port = text[:i], text[i+1:]
+	}
+	n, err := strconv.ParseUint(port, 10, 16)
+	if literal, ok := strings.CutPrefix(host, "["); ok {
+		a, bad := netip.ParseAddr(strings.TrimSuffix(literal, "]"))
+		return err == nil && n > 0 && bad == nil && a.Is6() && strings.HasSuffix(host, "]")
+	}
+	return err == nil && n > 0 && subdomain(strings.ToLower(host))
 }
 
 func family(a netip.Addr) string {

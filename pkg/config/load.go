@@ -102,18 +102,12 @@ func Lookup(name string) (Field, bool) {
 }
 
 // FromEnv picks settings out of an os.Environ-style list. Variables that start
-// with EnvPrefix and belong to no setting are mistakes, except those in ignore.
-func FromEnv(environ, ignore []string) ([]Setting, error) {
-	passed := map[string]bool{}
-	for _, name := range ignore {
-		passed[name] = true
-	}
+// with EnvPrefix and belong to no setting are mistakes.
+func FromEnv(environ []string) ([]Setting, error) {
 	out, rest := fromEnv(environ, EnvPrefix, Field.Envs)
 	var errs []error
 	for _, name := range rest {
-		if !passed[name] {
-			errs = append(errs, Mistake{Origin: "$" + name, Err: unknownEnv(name)})
-		}
+		errs = append(errs, Mistake{Origin: "$" + name, Err: unknownEnv(name)})
 	}
 	return out, errors.Join(errs...)
 }
@@ -147,7 +141,7 @@ func fromEnv(environ []string, prefix string, spellings func(Field) []string) (o
 		}
 	}
 	for _, kv := range environ {
-		if k, _, ok := strings.Cut(kv, "="); ok && strings.HasPrefix(k, prefix) && !known[k] {
+		if k, v, _ := strings.Cut(kv, "="); v != "" && strings.HasPrefix(k, prefix) && !known[k] {
 			rest = append(rest, k)
 		}
 	}
@@ -156,6 +150,9 @@ func fromEnv(environ []string, prefix string, spellings func(Field) []string) (o
 
 func unknownEnv(name string) error {
 	setting := strings.ToLower(strings.ReplaceAll(strings.TrimPrefix(name, EnvPrefix), "_", "-"))
+	if why := Foreign(setting); why != "" {
+		return fmt.Errorf("unknown variable: %s; unset it", why)
+	}
 	near := Nearest(setting)
 	if near == "" {
 		return fmt.Errorf("unknown variable; unset it, or see podo server --help")

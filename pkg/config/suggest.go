@@ -18,7 +18,7 @@ func Unknown(name string) error {
 	if near := Nearest(name); near != "" {
 		return fmt.Errorf("%w %q; did you mean %s?", ErrUnknown, name, near)
 	}
-	if why, ok := foreign()[kebab(name)]; ok {
+	if why := Foreign(name); why != "" {
 		return fmt.Errorf("%w %q: %s; remove it", ErrUnknown, name, why)
 	}
 	return fmt.Errorf("%w %q; podo server --help lists them all", ErrUnknown, name)
@@ -34,22 +34,45 @@ func Nearest(name string) string {
 	if meant, ok := synonyms()[name]; ok {
 		return meant
 	}
-	if _, ok := foreign()[name]; ok {
+	if Foreign(name) != "" {
 		return ""
 	}
-	best, least := "", len(name)/4+2
+	var known []string
 	all := Default()
 	for _, f := range Fields(&all) {
-		if f.Hidden || len(f.Name) < 2 {
-			continue
+		if !f.Hidden && len(f.Name) > 1 {
+			known = append(known, f.Spellings()...)
 		}
-		for _, s := range f.Spellings() {
-			if d := distance(name, s); d < least {
-				best, least = f.Name, d
-			}
+	}
+	f, _ := Lookup(Closest(name, known))
+	return f.Name
+}
+
+// Closest returns the one of known that name was most likely meant to be, or nothing
+// if none is close enough.
+func Closest(name string, known []string) string {
+	best, least := "", len(name)/4+2
+	for _, k := range known {
+		if d := distance(name, k); d < least {
+			best, least = k, d
 		}
 	}
 	return best
+}
+
+// Foreign says why podo has no setting of this name, if k3s has one. A flag, a
+// variable and a line of a file are all told the same.
+func Foreign(name string) string {
+	name = kebab(name)
+	if why := foreign()[name]; why != "" {
+		return why
+	}
+	for _, family := range []string{"etcd-snapshot-", "etcd-s3-"} {
+		if strings.HasPrefix(name, family) {
+			return foreign()[strings.TrimSuffix(family, "-")]
+		}
+	}
+	return ""
 }
 
 // synonyms are the names that other distributions and Kubernetes itself use.
@@ -75,6 +98,7 @@ func synonyms() map[string]string {
 		"cni":                      "flannel-backend",
 		"root-dir":                 "data-dir",
 		"no-deploy":                "disable",
+		"cluster-secret":           "token",
 	}
 }
 
@@ -83,30 +107,81 @@ func foreign() map[string]string {
 	const (
 		embedded = "the datastore is SQLite on this server; embedded etcd is not part of it"
 		absent   = "podo has no such part"
+		alone    = "this is a server of its own, which joins no other"
+		runtime  = "containerd is the only runtime"
+		listener = "the API has one listener, that of --bind-address and --https-listen-port"
+		whole    = "a server has all of its control plane"
+		mirrors  = "podo reads no file about image registries"
+		external = "nodes have the addresses of --node-ip only"
+		kubelets = "it is a flag of the kubelet; pass it on with --kubelet-arg"
 	)
 	return map[string]string{
-		"docker":                     "containerd is the only runtime",
-		"container-runtime-endpoint": "containerd is the only runtime",
-		"default-runtime":            "runc is the only runtime",
-		"rootless":                   "podo needs root",
-		"cluster-init":               embedded,
-		"cluster-reset":              embedded,
-		"datastore-endpoint":         embedded,
-		"etcd-expose-metrics":        embedded,
-		"etcd-disable-snapshots":     embedded,
-		"disable-etcd":               embedded,
-		"disable-network-policy":     absent,
-		"disable-helm-controller":    absent,
-		"embedded-registry":          absent,
-		"egress-selector-mode":       absent,
-		"servicelb-namespace":        absent,
-		"prefer-bundled-bin":         "podo always uses the programs it brings",
-		"server":                     "this is a server of its own, which joins no other",
-		"url":                        "this is a server of its own, which joins no other",
-		"secrets-encryption":         "podo has no such switch",
-		"selinux":                    "SELinux labels are not managed",
-		"node-external-ip":           "nodes have the addresses of --node-ip only",
-		"advertise-port":             "the API is advertised on its listening port",
+		"agent-token":                       alone,
+		"agent-token-file":                  alone,
+		"airgap-extra-registry":             mirrors,
+		"apiserver-bind-address":            listener,
+		"apiserver-port":                    listener,
+		"advertise-port":                    "the API is advertised on its listening port",
+		"cluster-init":                      embedded,
+		"cluster-reset":                     embedded,
+		"cluster-reset-restore-path":        embedded,
+		"container-runtime-endpoint":        runtime,
+		"datastore-cafile":                  embedded,
+		"datastore-certfile":                embedded,
+		"datastore-endpoint":                embedded,
+		"datastore-keyfile":                 embedded,
+		"default-local-storage-path":        absent,
+		"default-runtime":                   "runc is the only runtime",
+		"disable-apiserver":                 whole,
+		"disable-apiserver-lb":              alone,
+		"disable-controller-manager":        whole,
+		"disable-default-registry-endpoint": mirrors,
+		"disable-etcd":                      embedded,
+		"disable-helm-controller":           absent,
+		"disable-network-policy":            absent,
+		"disable-selinux":                   "SELinux labels are not managed",
+		"docker":                            runtime,
+		"egress-selector-mode":              absent,
+		"embedded-registry":                 absent,
+		"enable-pprof":                      absent,
+		"etcd-disable-snapshots":            embedded,
+		"etcd-expose-metrics":               embedded,
+		"etcd-s3":                           embedded,
+		"etcd-snapshot":                     embedded,
+		"flannel-cni-conf":                  "podo writes the configuration of its pod network itself",
+		"flannel-conf":                      "podo writes the configuration of its pod network itself",
+		"flannel-external-ip":               external,
+		"helm-controller-arg":               absent,
+		"helm-job-image":                    absent,
+		"image-credential-provider-bin-dir": kubelets,
+		"image-credential-provider-config":  kubelets,
+		"image-service-endpoint":            runtime,
+		"kine-tls":                          "the datastore is reached by a socket that root alone can open",
+		"kube-cloud-controller-arg":         absent,
+		"kube-cloud-controller-manager-arg": absent,
+		"lb-server-port":                    alone,
+		"no-flannel":                        "the pod network is left out by --flannel-backend=none",
+		"node-external-dns":                 external,
+		"node-external-ip":                  external,
+		"node-internal-dns":                 external,
+		"nonroot-devices":                   "devices belong to root in every container",
+		"prefer-bundled-bin":                "podo always uses the programs it brings",
+		"private-registry":                  mirrors,
+		"rootless":                          "podo needs root",
+		"s":                                 alone,
+		"secrets-encryption":                "podo has no such switch",
+		"secrets-encryption-provider":       "podo has no such switch",
+		"selinux":                           "SELinux labels are not managed",
+		"server":                            alone,
+		"servicelb-namespace":               absent,
+		"supervisor-metrics":                absent,
+		"supervisor-port":                   listener,
+		"system-default-registry":           "the images of podo's own parts are in its file, and come from no registry",
+		"tls-san-security":                  "the API's certificate has the names of --tls-san, and never others",
+		"url":                               alone,
+		"vpn-auth":                          absent,
+		"vpn-auth-file":                     absent,
+		"with-node-id":                      "a node keeps its name; give another with --node-name",
 	}
 }
 

@@ -143,9 +143,7 @@ func (v *validation) node() {
 	if n.ResolvConf != "" {
 		v.file("resolv-conf", n.ResolvConf)
 	}
-	if n.PauseImage == "" || strings.ContainsAny(n.PauseImage, " \t\n") {
-		v.one("pause-image", "%q is not the name of an image", n.PauseImage)
-	}
+	v.image("pause-image", n.PauseImage)
 	v.oneOf("snapshotter", n.Snapshotter, "overlayfs", "native")
 	if strings.ContainsAny(n.FlannelIface, "/ \t\n") || len(n.FlannelIface) > 15 {
 		v.one("flannel-iface", "%q is not the name of an interface, which has 15 letters at most; see ip link", n.FlannelIface)
@@ -460,8 +458,12 @@ func (v *validation) args() {
 			continue
 		}
 		for _, arg := range f.Values() {
-			if _, _, err := SplitArg(arg); err != nil {
+			name, _, err := SplitArg(arg)
+			switch component := strings.TrimSuffix(f.Name, "-arg"); {
+			case err != nil:
 				v.one(f.Name, "%w", err)
+			case name == "help" || name == "h":
+				v.one(f.Name, "%q would start nothing; the flags are listed at https://kubernetes.io/docs/reference/command-line-tools-reference/%s/", arg, component)
 			}
 		}
 	}
@@ -485,6 +487,15 @@ func (v *validation) file(setting, path string) {
 	v.folder(setting, path)
 	if strings.HasSuffix(path, "/") {
 		v.one(setting, "%q is a folder; name a file in it", path)
+	}
+}
+
+// image refuses what no registry could be asked for.
+func (v *validation) image(setting, text string) {
+	const shape = "such as registry.example.com/pause:3.10"
+	problem := imageProblem(text)
+	if problem != "" {
+		v.one(setting, "%q is not the name of an image: %s; write it as NAME:TAG, %s", text, problem, shape)
 	}
 }
 

@@ -29,8 +29,8 @@ const (
 	MaxSettings = 500
 )
 
-// Read returns the settings in path and then those in path.d/*.yaml by name, so
-// that later ones are stronger. It is no mistake if path does not exist, unless
+// Read returns the settings in path and then those in path.d/*.yaml and *.yml by name,
+// so that later ones are stronger. It is no mistake if path does not exist, unless
 // somebody named it: then named says who, such as "--config".
 func Read(path, named string) ([]config.Setting, error) {
 	var errs []error

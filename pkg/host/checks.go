@@ -197,7 +197,7 @@ func (f Facts) checkNetwork(s Settings) []Finding {
 		for _, ip := range s.NodeIP {
 			l, ok := f.Network.LinkOf(ip)
 			if !ok {
-				out = append(out, Finding{"node address", Fail, ip.String() + " is on no interface that is up", "give one of " + f.addresses() + " with --node-ip"})
+				out = append(out, Finding{"node address", Fail, ip.String() + " is on no interface that is up", "give one of " + f.Network.addresses() + " with --node-ip"})
 				continue
 			}
 			out = append(out, okay("node address", "%s on %s, MTU %d", ip, l.Name, l.MTU))
@@ -226,19 +226,6 @@ func (f Facts) checkNetwork(s Settings) []Finding {
 		}
 	}
 	return out
-}
-
-func (f Facts) addresses() string {
-	var all []string
-	for _, l := range f.Network.Links {
-		for _, p := range l.Addrs {
-			all = append(all, p.Addr().String())
-		}
-	}
-	if len(all) == 0 {
-		return "the machine's addresses"
-	}
-	return strings.Join(all, ", ")
 }
 
 func (f Facts) checkStorage() []Finding {

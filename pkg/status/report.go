@@ -16,6 +16,7 @@ type Report struct {
 	PID        int                `json:"pid"`
 	Since      time.Time          `json:"since"`
 	DataDir    string             `json:"dataDir"`
+	Kubeconfig string             `json:"kubeconfig,omitempty"` // the administrator's; an agent writes none
 	Components []lifecycle.Status `json:"components"`
 	Node       *Node              `json:"node,omitempty"`
 	API        *API               `json:"api,omitempty"`
