@@ -2,6 +2,7 @@ package main
 
 import (
 	"bufio"
+	"errors"
 	"fmt"
 	"os"
 	"os/user"
@@ -12,6 +13,7 @@ import (
 
 	"github.com/urfave/cli/v2"
 
+	"github.com/podo-dev/podo/pkg/datadir"
 	"github.com/podo-dev/podo/pkg/paths"
 	"github.com/podo-dev/podo/pkg/reset"
 )
@@ -59,7 +61,11 @@ Examples:
 			if err := confirm(c, o); err != nil {
 				return err
 			}
-			if err := reset.Uninstall(c.Context, o); err != nil {
+			err := reset.Uninstall(c.Context, o)
+			if errors.Is(err, datadir.ErrForeign) {
+				return usageError{err} // nothing was done
+			}
+			if err != nil {
 				fmt.Fprintf(c.App.ErrWriter, "podo: uninstall: %v\n", err)
 			}
 			return verifyGone(c, o)

@@ -3,7 +3,11 @@
 // Two podos on one directory would ruin each other's cluster, so the directory is
 // locked for as long as the process lives, and the run directory with it. The
 // layout number says which podo wrote it: a newer one is refused, an older one
-// would be migrated here.
+// would be migrated here. A folder without one that holds somebody else's files is
+// refused as well, since all of podo's folder is podo's to remove.
+//
+// A start that is refused must leave nothing behind, so a claim takes two steps:
+// Judge only reads, and Take writes when nothing stands in the way any more.
 package datadir
 
 import (
@@ -32,74 +36,103 @@ var (
 	ErrNewer = errors.New("written by a newer podo")
 )
 
-// minFree is what a start needs at the least: the unpacked payload, and room for
-// the datastore to take a write.
-const minFree = 64 << 20
-
-// Claim makes the directories and locks them. The lock is let go by release, or
-// when the process ends in whatever way.
-func Claim(p paths.Paths) (release func(), err error) {
-	if err := makeDir(p.Data); err != nil {
-		return nil, err
-	}
-	if err := os.MkdirAll(p.Run, 0o711); err != nil {
-		return nil, fmt.Errorf("run directory: %w", err)
-	}
-	var held []*os.File
-	release = func() {
-		for _, f := range held {
-			f.Close()
-		}
-	}
-	for _, path := range []string{p.Lock(), p.RunLock()} {
-		f, err := lock(path)
-		if err != nil {
-			release()
-			return nil, err
-		}
-		held = append(held, f)
-	}
-	if err := checkLayout(p.Layout()); err != nil {
-		release()
-		return nil, err
-	}
-	return release, nil
+// A Claim is one start's hold on a data directory. It ends with Release, or when
+// the process ends in whatever way.
+type Claim struct {
+	paths paths.Paths
+	shape map[string]string
+	asked []string
+	held  map[string]*os.File
 }
 
-func makeDir(dir string) error {
-	if err := os.MkdirAll(dir, 0o755); err != nil {
+// Judge reports whether a start that asks for shape can have the directory, which
+// need not exist. An agent has no shape of its own: nil. It writes nothing, but holds the locks that are there already. The
+// settings may have asked for files in it that are no part of the layout.
+func Judge(p paths.Paths, shape map[string]string, asked ...string) (*Claim, error) {
+	c := &Claim{paths: p, shape: shape, asked: asked, held: map[string]*os.File{}}
+	if err := c.judge(0); err != nil {
+		c.Release()
+		return nil, err
+	}
+	return c, nil
+}
+
+// Take makes the directories and what marks them as podo's. Nobody else can have
+// them from then on, and the shape is what the cluster keeps for life.
+func (c *Claim) Take() error {
+	if err := os.MkdirAll(c.paths.Data, 0o755); err != nil {
 		return fmt.Errorf("data directory: %w; choose another with --data-dir", err)
 	}
-	var s unix.Statfs_t
-	if err := unix.Statfs(dir, &s); err != nil {
-		return fmt.Errorf("data directory %s: %w", dir, err)
+	if err := os.MkdirAll(c.paths.Run, 0o711); err != nil {
+		return fmt.Errorf("run directory: %w", err)
 	}
-	if free := s.Bavail * uint64(s.Bsize); free < minFree {
-		return fmt.Errorf("data directory %s: the disk is full (%d MiB free, %d needed to start); free some space and start again", dir, free>>20, minFree>>20)
+	// Once more, under locks that are sure to be there.
+	if err := c.judge(os.O_CREATE); err != nil {
+		return err
 	}
-	return nil
+	if _, err := os.Stat(c.paths.Layout()); errors.Is(err, fs.ErrNotExist) {
+		if err := atomicfile.Write(c.paths.Layout(), []byte(strconv.Itoa(Layout)+"\n"), 0o644); err != nil {
+			return err
+		}
+	}
+	if c.shape == nil {
+		return nil
+	}
+	return pin(c.paths, c.shape)
 }
 
-func lock(path string) (*os.File, error) {
-	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
+// Release lets somebody else have the directory.
+func (c *Claim) Release() {
+	for _, f := range c.held {
+		f.Close()
+	}
+}
+
+func (c *Claim) judge(flag int) error {
+	if err := Foreign(c.paths, c.asked...); err != nil {
+		return err
+	}
+	for _, path := range []string{c.paths.Lock(), c.paths.RunLock()} {
+		if err := c.lock(path, flag); err != nil {
+			return err
+		}
+	}
+	if err := checkLayout(c.paths.Layout()); err != nil {
+		return err
+	}
+	if err := checkRole(c.paths, c.shape != nil); err != nil {
+		return err
+	}
+	return checkShape(c.paths, c.shape)
+}
+
+func (c *Claim) lock(path string, flag int) error {
+	if c.held[path] != nil {
+		return nil
+	}
+	f, err := os.OpenFile(path, os.O_RDONLY|flag, 0o600)
+	if errors.Is(err, fs.ErrNotExist) && flag == 0 {
+		return nil
+	}
 	if err != nil {
-		return nil, fmt.Errorf("data directory: %w; it must be writable, or choose another with --data-dir", err)
+		return fmt.Errorf("data directory: %w; it must be writable, or choose another with --data-dir", err)
 	}
 	err = unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
 	if err == nil {
-		return f, nil
+		c.held[path] = f
+		return nil
 	}
 	f.Close()
 	if errors.Is(err, unix.EWOULDBLOCK) {
-		return nil, fmt.Errorf("%s: %w; stop that one first (podo status shows it), or give this one another --data-dir in a mount namespace of its own", filepath.Dir(path), ErrHeld)
+		return fmt.Errorf("%s: %w; stop that one first (podo status shows it), or give this one another --data-dir in a mount namespace of its own", filepath.Dir(path), ErrHeld)
 	}
-	return nil, fmt.Errorf("lock %s: %w", path, err)
+	return fmt.Errorf("lock %s: %w", path, err)
 }
 
 func checkLayout(path string) error {
 	text, err := os.ReadFile(path)
 	if errors.Is(err, fs.ErrNotExist) {
-		return atomicfile.Write(path, []byte(strconv.Itoa(Layout)+"\n"), 0o644)
+		return nil
 	}
 	if err != nil {
 		return err

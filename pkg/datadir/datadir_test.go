@@ -16,26 +16,77 @@ func somewhere(t *testing.T) paths.Paths {
 	return paths.Paths{Etc: filepath.Join(dir, "etc"), Data: filepath.Join(dir, "data"), Run: filepath.Join(dir, "run")}
 }
 
+// claim judges and takes, as a start that goes ahead does.
+func claim(p paths.Paths, shape map[string]string) (*datadir.Claim, error) {
+	c, err := datadir.Judge(p, shape)
+	if err != nil {
+		return nil, err
+	}
+	if err := c.Take(); err != nil {
+		c.Release()
+		return nil, err
+	}
+	return c, nil
+}
+
+func plant(t *testing.T, path, text string) {
+	t.Helper()
+	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(path, []byte(text), 0o644); err != nil {
+		t.Fatal(err)
+	}
+}
+
 func TestClaimOnce(t *testing.T) {
 	p := somewhere(t)
-	release, err := datadir.Claim(p)
+	elsewhere := p
+	elsewhere.Data = filepath.Join(t.TempDir(), "data")
+	for _, round := range []string{"first", "after release"} {
+		c, err := claim(p, nil)
+		if err != nil {
+			t.Fatalf("%s claim: %v", round, err)
+		}
+		if _, err := datadir.Judge(p, nil); !errors.Is(err, datadir.ErrHeld) {
+			t.Errorf("second claim: err = %v, want ErrHeld", err)
+		}
+		if _, err := datadir.Judge(elsewhere, nil); !errors.Is(err, datadir.ErrHeld) {
+			t.Errorf("claim with the same run directory: err = %v, want ErrHeld", err)
+		}
+		c.Release()
+	}
+}
+
+// Of two first starts that were judged before either took anything, one goes on.
+func TestTakeOnce(t *testing.T) {
+	p := somewhere(t)
+	var both [2]*datadir.Claim
+	for i := range both {
+		var err error
+		if both[i], err = datadir.Judge(p, nil); err != nil {
+			t.Fatal(err)
+		}
+		defer both[i].Release()
+	}
+	if err := both[0].Take(); err != nil {
+		t.Fatal(err)
+	}
+	if err := both[1].Take(); !errors.Is(err, datadir.ErrHeld) {
+		t.Errorf("err = %v, want ErrHeld", err)
+	}
+}
+
+func TestJudgeWritesNothing(t *testing.T) {
+	p := somewhere(t)
+	c, err := datadir.Judge(p, map[string]string{"cluster-domain": "cluster.local"})
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := datadir.Claim(p); !errors.Is(err, datadir.ErrHeld) {
-		t.Errorf("second claim: err = %v, want ErrHeld", err)
+	c.Release()
+	if left, err := os.ReadDir(filepath.Dir(p.Data)); err != nil || len(left) > 0 {
+		t.Errorf("left %v, %v", left, err)
 	}
-	elsewhere := p
-	elsewhere.Data = filepath.Join(t.TempDir(), "data")
-	if _, err := datadir.Claim(elsewhere); !errors.Is(err, datadir.ErrHeld) {
-		t.Errorf("claim with the same run directory: err = %v, want ErrHeld", err)
-	}
-	release()
-	release, err = datadir.Claim(p)
-	if err != nil {
-		t.Fatalf("claim after release: %v", err)
-	}
-	release()
 }
 
 func TestLayout(t *testing.T) {
@@ -51,18 +102,13 @@ func TestLayout(t *testing.T) {
 	for name, tt := range tests {
 		t.Run(name, func(t *testing.T) {
 			p := somewhere(t)
-			if err := os.MkdirAll(p.Data, 0o755); err != nil {
-				t.Fatal(err)
-			}
-			if err := os.WriteFile(p.Layout(), []byte(tt.layout), 0o644); err != nil {
-				t.Fatal(err)
-			}
-			release, err := datadir.Claim(p)
+			plant(t, p.Layout(), tt.layout)
+			c, err := datadir.Judge(p, nil)
 			if tt.want == "" {
 				if err != nil {
 					t.Fatal(err)
 				}
-				release()
+				c.Release()
 				return
 			}
 			if err == nil || !strings.Contains(err.Error(), tt.want) || errors.Is(err, datadir.ErrNewer) != tt.newer {
@@ -72,15 +118,119 @@ func TestLayout(t *testing.T) {
 	}
 }
 
-func TestPin(t *testing.T) {
+func TestForeign(t *testing.T) {
+	tests := map[string]struct {
+		holds []string // "layout" among them marks the folder
+		name  string   // that the refusal gives
+	}{
+		"nothing":                    {},
+		"a new disk":                 {holds: []string{"lost+found/x"}},
+		"prepared for its start":     {holds: []string{"agent/images/a.tar", "agent/pod-manifests/p.yaml", "server/manifests/m.yaml", "server/tls/ca/server.crt", "server/token"}},
+		"restored from a backup":     {holds: []string{"server/db/state.db", "server/db.kind", "server/tls/ca/server.crt", "server/kubeconfig/podo.yaml"}},
+		"cut off in its first":       {holds: []string{"lock", ".layout.123.tmp"}},
+		"payload alone":              {holds: []string{"bin/" + strings.Repeat("0a", 32) + "/runc"}},
+		"podo's, and people's":       {holds: []string{"layout", "notes.txt"}},
+		"a home":                     {holds: []string{".profile"}, name: ".profile"},
+		"a home with programs":       {holds: []string{"bin/backup.sh"}, name: "bin/backup.sh"},
+		"configuration":              {holds: []string{"hostname", "ssl/certs/x"}, name: "hostname"},
+		"another server's":           {holds: []string{"server/www/index.html"}, name: "server/www"},
+		"a file of the same name":    {holds: []string{"agent"}, name: "file where a folder"},
+		"somebody's file \"layout\"": {holds: []string{"layout/main.tmpl", "main.go"}, name: "main.go"},
+	}
+	for name, tt := range tests {
+		t.Run(name, func(t *testing.T) {
+			p := somewhere(t)
+			for _, file := range tt.holds {
+				plant(t, filepath.Join(p.Data, file), "1\n")
+			}
+			c, err := datadir.Judge(p, nil)
+			if tt.name == "" {
+				if err != nil {
+					t.Fatal(err)
+				}
+				c.Release()
+				return
+			}
+			if !errors.Is(err, datadir.ErrForeign) || !strings.Contains(err.Error(), tt.name) || !strings.Contains(err.Error(), "--data-dir") {
+				t.Errorf("err = %v, want ErrForeign with %q and --data-dir in it", err, tt.name)
+			}
+			if left, _ := os.ReadDir(filepath.Dir(p.Run)); len(left) != 1 {
+				t.Errorf("left %v", left)
+			}
+		})
+	}
 	p := somewhere(t)
-	if err := datadir.Pin(p, map[string]string{"service-cidr": "10.43.0.0/16", "cluster-domain": "cluster.local"}); err != nil {
-		t.Fatal(err)
+	plant(t, p.Data, "a file")
+	for _, data := range []string{p.Data, filepath.Join(p.Data, "podo")} {
+		p.Data = data
+		if _, err := datadir.Judge(p, nil); !errors.Is(err, datadir.ErrForeign) {
+			t.Errorf("%s: err = %v, want ErrForeign", data, err)
+		}
 	}
-	if err := datadir.Pin(p, map[string]string{"service-cidr": "10.43.0.0/16", "cluster-domain": "cluster.local"}); err != nil {
-		t.Errorf("the same shape: %v", err)
+}
+
+// A log file that the settings put there is there before the directory is judged.
+func TestAskedForIsNotForeign(t *testing.T) {
+	for _, file := range []string{"podo.log", "logs/podo.log", "server/podo.log"} {
+		p := somewhere(t)
+		log := filepath.Join(p.Data, file)
+		plant(t, log, "")
+		if err := datadir.Foreign(p, log); err != nil {
+			t.Errorf("%s: %v", file, err)
+		}
+		if err := datadir.Foreign(p); !errors.Is(err, datadir.ErrForeign) {
+			t.Errorf("%s that nobody asked for: err = %v, want ErrForeign", file, err)
+		}
 	}
-	err := datadir.Pin(p, map[string]string{"service-cidr": "10.60.0.0/16", "cluster-domain": "other"})
+}
+
+// TestOwnFilesAreKnown keeps the list of what may be there in step with package paths.
+func TestOwnFilesAreKnown(t *testing.T) {
+	p := somewhere(t)
+	for _, file := range []string{p.Lock(), p.Shape(), p.Token(), p.CA("server").Cert, p.ServiceAccountKey(), p.ServerLeaf("admin").Key,
+		p.ServerKubeconfig("podo"), p.StateDB(), p.Manifests() + "/addons/x", p.AgentLeaf("kubelet").Key, p.AgentCA("server"), p.AgentKubeconfig("kubelet"),
+		p.StaticPods() + "/x", p.Images() + "/x", p.ContainerdRoot() + "/x", p.RegistryHosts() + "/x", p.CNIConfig() + "/x", p.CNIData() + "/x"} {
+		plant(t, file, "")
+	}
+	if err := datadir.Foreign(p); err != nil {
+		t.Error(err)
+	}
+	plant(t, filepath.Join(p.Data, "x"), "")
+	if err := datadir.Foreign(p); !errors.Is(err, datadir.ErrForeign) {
+		t.Errorf("err = %v, want ErrForeign", err)
+	}
+}
+
+// An agent's folder is of no use to a server, nor a server's to an agent.
+func TestRole(t *testing.T) {
+	server, agent := somewhere(t), somewhere(t)
+	for p, shape := range map[paths.Paths]map[string]string{server: {"cluster-domain": "x"}, agent: nil} {
+		c, err := claim(p, shape)
+		if err != nil {
+			t.Fatal(err)
+		}
+		c.Release()
+	}
+	plant(t, agent.Membership(), "{}")
+	if _, err := datadir.Judge(agent, map[string]string{}); !errors.Is(err, datadir.ErrRole) {
+		t.Errorf("a server in an agent's folder: err = %v, want ErrRole", err)
+	}
+	if _, err := datadir.Judge(server, nil); !errors.Is(err, datadir.ErrRole) {
+		t.Errorf("an agent in a server's folder: err = %v, want ErrRole", err)
+	}
+}
+
+func TestShape(t *testing.T) {
+	p := somewhere(t)
+	first := map[string]string{"service-cidr": "10.43.0.0/16", "cluster-domain": "cluster.local"}
+	for _, round := range []string{"first start", "second start"} {
+		c, err := claim(p, first)
+		if err != nil {
+			t.Fatalf("%s: %v", round, err)
+		}
+		c.Release()
+	}
+	_, err := datadir.Judge(p, map[string]string{"service-cidr": "10.60.0.0/16", "cluster-domain": "other"})
 	if !errors.Is(err, datadir.ErrShape) {
 		t.Fatalf("another shape: err = %v, want ErrShape", err)
 	}
@@ -89,10 +239,8 @@ func TestPin(t *testing.T) {
 			t.Errorf("%q is not in: %v", want, err)
 		}
 	}
-	if err := os.WriteFile(p.Shape(), []byte("{"), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	if err := datadir.Pin(p, nil); err == nil || !strings.Contains(err.Error(), p.Shape()) {
+	plant(t, p.Shape(), "{")
+	if _, err := datadir.Judge(p, first); err == nil || !strings.Contains(err.Error(), p.Shape()) {
 		t.Errorf("damaged file: err = %v, want its path in it", err)
 	}
 }

@@ -14,21 +14,50 @@ import (
 	"github.com/podo-dev/podo/pkg/paths"
 )
 
-// ErrShape means that a cluster was asked to become another one.
-var ErrShape = errors.New("this cluster was made with another value")
+var (
+	// ErrShape means that a cluster was asked to become another one.
+	ErrShape = errors.New("this cluster was made with another value")
 
-// Pin remembers the settings that a cluster keeps for life, by name, when it is
-// called for the first time. Later calls refuse any that differ, all at once.
-func Pin(p paths.Paths, shape map[string]string) error {
+	// ErrRole means that an agent was asked to become a server, or a server an agent.
+	ErrRole = errors.New("belongs to another cluster")
+)
+
+// pin remembers the settings that a cluster keeps for life, by name, when it is
+// called for the first time.
+func pin(p paths.Paths, shape map[string]string) error {
+	if _, err := os.Stat(p.Shape()); !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	text, err := json.MarshalIndent(shape, "", "  ")
+	if err != nil {
+		return err
+	}
+	if err := atomicfile.EnsureDir(filepath.Dir(p.Shape()), 0o700); err != nil {
+		return err
+	}
+	return atomicfile.Write(p.Shape(), append(text, '\n'), 0o600)
+}
+
+// checkRole refuses to make a server of an agent, or the other way round: its pods
+// and keys belong to another cluster than the one that would come to be.
+func checkRole(p paths.Paths, server bool) error {
+	if server {
+		if _, err := os.Stat(p.Membership()); err == nil {
+			return fmt.Errorf("%s: %w: it is an agent's; start podo agent here, or run podo uninstall to begin a cluster of its own", p.Data, ErrRole)
+		}
+		return nil
+	}
+	if _, err := os.Stat(p.Shape()); err == nil {
+		return fmt.Errorf("%s: %w: it holds one of its own; start podo server here, or run podo uninstall to give that cluster up and join another", p.Data, ErrRole)
+	}
+	return nil
+}
+
+// checkShape refuses settings that differ from the pinned ones, all at once.
+func checkShape(p paths.Paths, shape map[string]string) error {
 	text, err := os.ReadFile(p.Shape())
 	if errors.Is(err, fs.ErrNotExist) {
-		if text, err = json.MarshalIndent(shape, "", "  "); err != nil {
-			return err
-		}
-		if err := atomicfile.EnsureDir(filepath.Dir(p.Shape()), 0o700); err != nil {
-			return err
-		}
-		return atomicfile.Write(p.Shape(), append(text, '\n'), 0o600)
+		return nil
 	}
 	if err != nil {
 		return err

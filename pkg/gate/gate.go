@@ -23,9 +23,9 @@ type Gate struct {
 	dialer net.Dialer
 	open   chan struct{}
 	closed chan struct{}
+	conns  Conns
 
-	mu    sync.Mutex
-	conns map[net.Conn]struct{}
+	opening, closing sync.Once
 }
 
 // New returns a gate that is shut.
@@ -34,20 +34,11 @@ func New() *Gate {
 		dialer: net.Dialer{Timeout: 10 * time.Second, KeepAlive: 30 * time.Second},
 		open:   make(chan struct{}),
 		closed: make(chan struct{}),
-		conns:  map[net.Conn]struct{}{},
 	}
 }
 
 // Open lets pending and later dials through. Later calls do nothing.
-func (g *Gate) Open() {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	select {
-	case <-g.open:
-	default:
-		close(g.open)
-	}
-}
+func (g *Gate) Open() { g.opening.Do(func() { close(g.open) }) }
 
 // Wait returns nil once the gate is open. It returns ErrClosed, or ctx's error,
 // when that can no longer be.
@@ -64,18 +55,8 @@ func (g *Gate) Wait(ctx context.Context) error {
 
 // Close ends every connection made through the gate and refuses new ones.
 func (g *Gate) Close() {
-	g.mu.Lock()
-	select {
-	case <-g.closed:
-	default:
-		close(g.closed)
-	}
-	conns := g.conns
-	g.conns = map[net.Conn]struct{}{}
-	g.mu.Unlock()
-	for c := range conns {
-		c.Close()
-	}
+	g.closing.Do(func() { close(g.closed) })
+	g.conns.Cut()
 }
 
 // Abandon closes the gate unless it is open: what is being waited for will not come.
@@ -107,26 +88,12 @@ func (g *Gate) Dial(ctx context.Context, network, addr string) (net.Conn, error)
 	if err != nil {
 		return nil, err
 	}
-	g.mu.Lock()
-	defer g.mu.Unlock()
+	c = g.conns.Keep(c)
 	select {
-	case <-g.closed:
+	case <-g.closed: // maybe before Keep, too early to cut it
 		c.Close()
 		return nil, ErrClosed
 	default:
+		return c, nil
 	}
-	g.conns[c] = struct{}{}
-	return &conn{Conn: c, gate: g}, nil
-}
-
-type conn struct {
-	net.Conn
-	gate *Gate
-}
-
-func (c *conn) Close() error {
-	c.gate.mu.Lock()
-	delete(c.gate.conns, c.Conn)
-	c.gate.mu.Unlock()
-	return c.Conn.Close()
 }

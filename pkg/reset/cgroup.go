@@ -38,7 +38,8 @@ func containerOf(element string) string {
 }
 
 // inContainer reports whether a process belongs to a container of ours: by the name of
-// its cgroup, or, when the runtime has lost track of it, by where its root comes from.
+// its cgroup, or, when the runtime has lost track of it, by what it is shown of our
+// disk: every container finds files there that its engine wrote for it.
 func (m *machine) inContainer(pid int) bool {
 	pod := false
 	for _, path := range cgroupsOf(pid) {
@@ -52,12 +53,17 @@ func (m *machine) inContainer(pid int) bool {
 	if !pod {
 		return false
 	}
+	ours, err := mounts()
+	if err != nil {
+		return false
+	}
 	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/mountinfo", pid))
 	if err != nil {
 		return false
 	}
+	device, root := place(ours, m.real.ContainerdRoot())
 	return slices.ContainsFunc(parseMounts(string(text)), func(t mount) bool {
-		return t.point == "/" && strings.Contains(t.super, "="+m.data+"/")
+		return t.device == device && within(t.root, root)
 	})
 }
 
@@ -175,7 +181,7 @@ func (m *machine) podCgroups() []string {
 // them. Otherwise they serve another kubelet as well, and only our pods' part goes.
 func (m *machine) removeCgroups(ctx context.Context, groups []string) error {
 	other := m.otherKubelet(sameCgroups) != ""
-	if systemd() && !other && slices.ContainsFunc(groups, func(g string) bool { return strings.HasSuffix(g, ".slice") }) {
+	if m.systemd() && !other && slices.ContainsFunc(groups, func(g string) bool { return strings.HasSuffix(g, ".slice") }) {
 		// systemd would otherwise go on believing in its slices.
 		_ = run(ctx, []string{"systemctl", "stop", "kubepods.slice"})
 	}

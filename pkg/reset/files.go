@@ -15,6 +15,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/podo-dev/podo/pkg/datadir"
 	"github.com/podo-dev/podo/pkg/kubeconfig"
 	"github.com/podo-dev/podo/pkg/paths"
 )
@@ -52,39 +53,6 @@ func engineFolders() []string {
 	}
 }
 
-// dataEntries is what podo itself puts in its data directory. Whatever else is there
-// was put there by somebody else.
-func dataEntries(name string) bool {
-	name = strings.TrimPrefix(name, ".") // temporary files carry the name they are for
-	if strings.HasSuffix(name, ".tmp") {
-		name, _, _ = strings.Cut(name, ".")
-	}
-	return slices.Contains([]string{"layout", "lock", "bin", "server", "agent", "storage"}, name)
-}
-
-// checkData refuses to remove a folder that is not podo's data directory.
-func (m *machine) checkData() error {
-	entries, err := os.ReadDir(m.data)
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil
-	}
-	if err != nil {
-		return err
-	}
-	if len(strings.Split(strings.Trim(m.data, "/"), "/")) < 2 {
-		return fmt.Errorf("uninstall: %s is no folder of podo's alone; name the right one with --data-dir", m.data)
-	}
-	if _, err := os.Lstat(filepath.Join(m.data, "layout")); err == nil {
-		return nil
-	}
-	for _, e := range entries {
-		if !dataEntries(e.Name()) && e.Name() != "lost+found" {
-			return fmt.Errorf("uninstall: %s holds %q and no file \"layout\", so it is not podo's data directory; name the right one with --data-dir", m.data, e.Name())
-		}
-	}
-	return nil
-}
-
 // removeRuntimeFiles clears what only running pods need: sockets, leases, links.
 func (m *machine) removeRuntimeFiles() error {
 	var errs []error
@@ -109,11 +77,11 @@ func (m *machine) removeRuntimeFiles() error {
 	}
 	n, err := emptyFolder(m.Paths.Run)
 	errs = append(errs, err)
-	if err := os.Remove(m.Paths.Run); err != nil && !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, unix.EBUSY) {
+	if err := remove(m.Paths.Run); err != nil && !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, unix.EBUSY) {
 		errs = append(errs, err)
 	}
 	for _, dir := range engineFolders() {
-		_ = os.Remove(dir)
+		_ = remove(dir)
 	}
 	if n+leases+stale > 0 {
 		m.tell("cleared %s, address leases and sockets", m.Paths.Run)
@@ -271,7 +239,7 @@ func (m *machine) removeFiles(ctx context.Context) error {
 		_ = os.Remove(filepath.Dir(dir)) // if nothing else is there
 	}
 	for _, dir := range mayLeaveEmpty() {
-		_ = os.Remove(dir)
+		_ = remove(dir)
 	}
 	for _, path := range m.programs() {
 		if err := os.Remove(path); err != nil {
@@ -299,7 +267,7 @@ func (m *machine) caches() []string {
 func (m *machine) removeService(ctx context.Context) error {
 	var errs []error
 	for _, s := range services() {
-		if _, err := os.Lstat(s.file); err == nil && managed(s) {
+		if _, err := os.Lstat(s.file); err == nil && m.managed(s) {
 			errs = append(errs, run(ctx, s.disable))
 		}
 	}
@@ -312,7 +280,7 @@ func (m *machine) removeService(ctx context.Context) error {
 		m.tell("removed %s", path)
 	}
 	for _, s := range services() {
-		if slices.Contains(files, s.file) && managed(s) {
+		if slices.Contains(files, s.file) && m.managed(s) {
 			errs = append(errs, run(ctx, s.forget))
 		}
 	}
@@ -320,32 +288,40 @@ func (m *machine) removeService(ctx context.Context) error {
 }
 
 // removeData empties the data directory of what is podo's, and then removes it and
-// the link that leads to it, if nothing of anybody else's is left there.
+// the link that leads to it, if nothing of anybody else's is left there. The file that
+// marks it as podo's goes last, so that what could not be removed can be next time.
 func (m *machine) removeData() error {
 	entries, err := os.ReadDir(m.data)
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil
+	if errors.Is(err, fs.ErrNotExist) || err == nil && len(entries) == 0 && m.Paths.Data != paths.DefaultData {
+		return nil // whoever made it
 	}
 	if err != nil {
 		return err
 	}
 	var errs []error
 	for _, e := range entries {
-		if dataEntries(e.Name()) {
+		if datadir.Owns(e.Name()) && e.Name() != filepath.Base(m.real.Layout()) {
 			errs = append(errs, removeTree(filepath.Join(m.data, e.Name())))
 		}
 	}
-	switch err := os.Remove(m.data); {
+	if err := errors.Join(errs...); err != nil {
+		return err
+	}
+	if err := removeTree(m.real.Layout()); err != nil {
+		return err
+	}
+	switch err := remove(m.data); {
 	case err == nil:
 		if link := filepath.Clean(m.Paths.Data); link != m.data {
-			errs = append(errs, os.Remove(link))
+			if err := os.Remove(link); err != nil {
+				return err
+			}
 		}
-	case errors.Is(err, unix.EBUSY), errors.Is(err, unix.ENOTEMPTY):
-		// A mount point stays as such; Verify tells of what else is there.
+	case errors.Is(err, unix.EBUSY): // a mount point stays as such
+	case errors.Is(err, unix.ENOTEMPTY):
+		m.tell("removed what is podo's in %s, and left the rest", m.Paths.Data)
+		return nil
 	default:
-		errs = append(errs, err)
-	}
-	if err := errors.Join(errs...); err != nil {
 		return err
 	}
 	m.tell("removed %s", m.Paths.Data)
@@ -367,10 +343,19 @@ func removeTree(path string) error {
 			return err
 		}
 	}
-	if err := os.Remove(path); err != nil && !errors.Is(err, unix.EBUSY) {
+	if err := remove(path); err != nil && !errors.Is(err, unix.EBUSY) {
 		return err
 	}
 	return nil
+}
+
+// remove removes a file or an empty folder that nothing is mounted on, neither here
+// nor in another mount namespace.
+func remove(path string) error {
+	if covered(path) {
+		return &fs.PathError{Op: "remove", Path: path, Err: unix.EBUSY}
+	}
+	return os.Remove(path)
 }
 
 // emptyFolder removes everything in a folder and reports how many entries it had.

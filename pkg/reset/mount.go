@@ -97,6 +97,56 @@ func (m *machine) ourMounts(all []mount, shared bool) []mount {
 	return out
 }
 
+// place is the file system that a folder of ours is on, and the folder's path in it:
+// the same in every mount namespace, unlike the path that leads there.
+func place(all []mount, dir string) (device, root string) {
+	best := mount{}
+	for _, t := range all {
+		// Of two at one point, the later covers the earlier.
+		if (t.point == "/" || dir == t.point || within(dir, t.point)) && len(t.point) >= len(best.point) {
+			best = t
+		}
+	}
+	return best.device, filepath.Join(best.root, strings.TrimPrefix(dir, best.point))
+}
+
+// covered reports whether something is mounted on the folder in another mount
+// namespace, as by a node that has its own at the same path. The kernel would let us
+// remove the folder, and take the mount away with it.
+func covered(dir string) bool {
+	ours, err := mounts()
+	if err != nil {
+		return false
+	}
+	device, root := place(ours, resolved(dir))
+	seen := map[string]bool{namespacesOf(os.Getpid()).mnt: true}
+	for _, p := range processes() {
+		ns := namespacesOf(p.pid).mnt
+		if seen[ns] {
+			continue
+		}
+		seen[ns] = true
+		text, err := os.ReadFile(fmt.Sprintf("/proc/%d/mountinfo", p.pid))
+		if err != nil {
+			continue
+		}
+		theirs := parseMounts(string(text))
+		for _, t := range theirs {
+			if t.device == device && t.root == root {
+				continue // the folder itself, which is mounted once more
+			}
+			i := slices.IndexFunc(theirs, func(u mount) bool { return u.id == t.parent })
+			if i < 0 {
+				continue
+			}
+			if d, r := place(theirs[i:i+1], t.point); d == device && r == root {
+				return true
+			}
+		}
+	}
+	return false
+}
+
 // reachable lists our mounts that a path leads to. A mount below another one cannot be
 // taken away until that has been, and one in a folder that is mounted over, never.
 func (m *machine) reachable() ([]mount, error) {

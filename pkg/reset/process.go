@@ -127,6 +127,40 @@ func namespacesOf(pid int) namespaces {
 	return namespaces{link("mnt"), link("net"), link("cgroup")}
 }
 
+// near reports whether a process sees podo's folders where we see them, and the same
+// ones: in our mount namespace, or in another one that was given both.
+func (m *machine) near(pid int) bool {
+	if namespacesOf(pid).mnt == m.ns.mnt {
+		return true
+	}
+	root, err := unix.Open(fmt.Sprintf("/proc/%d/root", pid), unix.O_PATH|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return false
+	}
+	defer unix.Close(root)
+	for _, dir := range []string{m.Paths.Data, m.Paths.Run} {
+		if !sameFolder(root, dir) {
+			return false
+		}
+	}
+	return true
+}
+
+// sameFolder reports whether dir below root is what dir is for us. Links in it lead
+// where they lead for processes that have this root.
+func sameFolder(root int, dir string) bool {
+	var ours, theirs unix.Stat_t
+	if unix.Stat(dir, &ours) != nil {
+		return false
+	}
+	fd, err := unix.Openat2(root, dir, &unix.OpenHow{Flags: unix.O_PATH | unix.O_CLOEXEC, Resolve: unix.RESOLVE_IN_ROOT})
+	if err != nil {
+		return false
+	}
+	defer unix.Close(fd)
+	return unix.Fstat(fd, &theirs) == nil && ours.Dev == theirs.Dev && ours.Ino == theirs.Ino
+}
+
 func within(path, dir string) bool { return strings.HasPrefix(path, dir+"/") }
 
 // fromPayload reports whether p runs a program that podo unpacked.
@@ -167,7 +201,7 @@ func (m *machine) podoProcesses() []process {
 	}
 	var out []process
 	for pid := range pids {
-		if p, ok := readProcess(pid); ok && !m.self[pid] && p.state != 'Z' && namespacesOf(pid).mnt == m.ns.mnt {
+		if p, ok := readProcess(pid); ok && !m.self[pid] && p.state != 'Z' && m.near(pid) {
 			out = append(out, p)
 		}
 	}
@@ -245,7 +279,7 @@ func (m *machine) stopPodo(ctx context.Context) error {
 func (m *machine) engineProcesses() []process {
 	var out []process
 	for _, p := range processes() {
-		if !m.self[p.pid] && m.isEngine(p) && !m.isShim(p) && namespacesOf(p.pid).mnt == m.ns.mnt {
+		if !m.self[p.pid] && m.isEngine(p) && !m.isShim(p) && m.near(p.pid) {
 			out = append(out, p)
 		}
 	}
@@ -304,7 +338,7 @@ func (m *machine) podProcesses() (shims, all []process) {
 		}
 	}
 	for _, p := range every {
-		if m.isShim(p) && namespacesOf(p.pid).mnt == m.ns.mnt {
+		if m.isShim(p) && m.near(p.pid) {
 			if id := p.option("id"); id != "" {
 				m.ids[id] = true
 			}
@@ -430,7 +464,7 @@ func services() []service {
 // stopService keeps the service manager from starting podo again.
 func (m *machine) stopService(ctx context.Context) error {
 	for _, s := range services() {
-		if _, err := os.Lstat(s.file); errors.Is(err, fs.ErrNotExist) || !managed(s) {
+		if _, err := os.Lstat(s.file); errors.Is(err, fs.ErrNotExist) || !m.managed(s) {
 			continue
 		}
 		if err := run(ctx, s.stop); err != nil {
@@ -442,15 +476,18 @@ func (m *machine) stopService(ctx context.Context) error {
 }
 
 // managed reports whether the manager of s is in charge of this machine.
-func managed(s service) bool {
+func (m *machine) managed(s service) bool {
 	if s.stop[0] == "systemctl" {
-		return systemd()
+		return m.systemd()
 	}
 	_, err := exec.LookPath(s.stop[0])
-	return err == nil
+	return err == nil && m.near(1)
 }
 
-func systemd() bool {
+func (m *machine) systemd() bool {
+	if !m.near(1) {
+		return false // that of the machine around ours
+	}
 	info, err := os.Stat("/run/systemd/system")
 	if err != nil || !info.IsDir() {
 		return false

@@ -10,6 +10,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/podo-dev/podo/pkg/datadir"
 	"github.com/podo-dev/podo/pkg/paths"
 )
 
@@ -59,8 +60,8 @@ func Uninstall(ctx context.Context, o Options) error {
 		return err
 	}
 	if !o.KeepData {
-		if err := m.checkData(); err != nil {
-			return err // before anything is stopped
+		if err := datadir.Foreign(m.real); err != nil {
+			return fmt.Errorf("uninstall: %w", err) // before anything is stopped
 		}
 	}
 	return m.stopped(ctx, func() error { return m.removeFiles(ctx) })

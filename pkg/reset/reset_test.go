@@ -20,6 +20,7 @@ import (
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
+	"github.com/podo-dev/podo/pkg/datadir"
 	"github.com/podo-dev/podo/pkg/paths"
 )
 
@@ -66,6 +67,9 @@ func play(role string) {
 		app.Env = append(os.Environ(), roleVariable+"=app")
 		app.Stdout = os.Stdout
 		app.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+		if os.Getenv("SHOWN")+os.Getenv("ROOT") != "" {
+			app.SysProcAttr.Cloneflags = syscall.CLONE_NEWNS
+		}
 		if err := app.Start(); err != nil {
 			fmt.Println(err)
 		}
@@ -77,6 +81,24 @@ func play(role string) {
 	case "app":
 		for _, procs := range strings.Fields(os.Getenv("CGROUPS")) {
 			if err := os.WriteFile(procs, []byte("0"), 0); err != nil {
+				fmt.Println(err)
+			}
+		}
+		if file := os.Getenv("SHOWN"); file != "" {
+			to := os.Getenv("ROOT") + "/hostname"
+			if os.Getenv("ROOT") == "" {
+				to = file
+			}
+			err := os.WriteFile(to, nil, 0o644)
+			if err == nil {
+				err = unix.Mount(file, to, "", unix.MS_BIND, "")
+			}
+			if err != nil {
+				fmt.Println(err)
+			}
+		}
+		if root := os.Getenv("ROOT"); root != "" {
+			if err := syscall.Chroot(root); err != nil {
 				fmt.Println(err)
 			}
 		}
@@ -94,7 +116,13 @@ func play(role string) {
 	}
 }
 
-func TestSmallMachine(t *testing.T) {
+func TestSmallMachine(t *testing.T) { staged(t, smallMachine) }
+
+// TestTwin has another node beside ours, with all paths the same.
+func TestTwin(t *testing.T) { staged(t, twin) }
+
+// staged runs a test in namespaces of its own.
+func staged(t *testing.T, test func(*testing.T)) {
 	if os.Getuid() != 0 {
 		t.Skip("needs root")
 	}
@@ -104,7 +132,7 @@ func TestSmallMachine(t *testing.T) {
 			dir := filepath.Join(h.point, group)
 			t.Cleanup(func() { removeGroup(dir) })
 		}
-		cmd := exec.Command("/proc/self/exe", "-test.run=^TestSmallMachine$", "-test.v=true", "-test.timeout=1m")
+		cmd := exec.Command("/proc/self/exe", "-test.run=^"+t.Name()+"$", "-test.v=true", "-test.timeout=1m")
 		cmd.Env = append(os.Environ(), stageVariable+"=1")
 		cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNS | syscall.CLONE_NEWNET | syscall.CLONE_NEWPID, Pdeathsig: syscall.SIGKILL}
 		out, err := cmd.CombinedOutput()
@@ -121,7 +149,9 @@ func TestSmallMachine(t *testing.T) {
 		must(t, os.Setenv(stageVariable, "2"))
 		t.Fatal(syscall.Exec("/proc/self/exe", os.Args, os.Environ()))
 	case "2":
-		smallMachine(t)
+		test(t)
+	case "twin":
+		theTwin(t)
 	}
 }
 
@@ -164,14 +194,21 @@ func removeGroup(dir string) {
 	}
 }
 
-func smallMachine(t *testing.T) {
+// emptyMachine has folders of its own where podo's will be. It returns what containers
+// run.
+func emptyMachine(t *testing.T) (app string) {
 	must(t, unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""))
 	must(t, unix.Mount("proc", "/proc", "proc", 0, ""))
-	app := filepath.Join(t.TempDir(), "app")
+	app = filepath.Join(t.TempDir(), "app")
 	copyFile(t, "/proc/self/exe", app)
 	for _, dir := range []string{"/run", "/etc", "/var/lib", "/var/log", "/usr/local/bin", "/opt", "/root"} {
 		must(t, unix.Mount("tmpfs", dir, "tmpfs", 0, ""))
 	}
+	return app
+}
+
+func smallMachine(t *testing.T) {
+	app := emptyMachine(t)
 	groups := mountGroups(t)
 	if got := namespacesOf(os.Getpid()); got == namespacesOf(os.Getppid()) {
 		t.Fatalf("still in the machine's own namespaces: %v", got)
@@ -316,8 +353,8 @@ func smallMachine(t *testing.T) {
 			t.Errorf("Uninstall took too much: %v", err)
 		}
 	}
-	if left, err := Verify(o); err != nil || len(left) != 2 {
-		t.Errorf("Verify = %v, %v; want server and storage", left, err)
+	if left, err := Verify(o); err != nil || len(left) != 3 {
+		t.Errorf("Verify = %v, %v; want layout, server and storage", left, err)
 	}
 	must(t, unix.Unmount(disk, 0))
 	must(t, unix.Unmount(twin, 0))
@@ -355,14 +392,134 @@ func smallMachine(t *testing.T) {
 	}
 
 	// A folder that is not podo's is refused.
-	o.Paths.Data = "/opt/other"
-	if err := Uninstall(t.Context(), o); err == nil || !strings.Contains(err.Error(), "--data-dir") {
-		t.Errorf("Uninstall of a foreign folder = %v", err)
+	for _, dir := range []string{"/opt/other", "/var", "/"} {
+		o.Paths.Data = dir
+		if err := Uninstall(t.Context(), o); !errors.Is(err, datadir.ErrForeign) {
+			t.Errorf("Uninstall of %s = %v", dir, err)
+		}
+		left, err := Verify(o)
+		if i := slices.IndexFunc(left, func(l Leftover) bool { return l.Kind == "file" && within(l.What, dir) && dir != "/" }); err != nil || i >= 0 {
+			t.Errorf("Verify of %s = %v, %v", dir, left, err)
+		}
 	}
-	o.Paths.Data = "/var"
-	if err := Uninstall(t.Context(), o); err == nil {
-		t.Error("Uninstall of /var was not refused")
+	// An empty one may be anybody's.
+	o.Paths.Data = "/opt/empty"
+	must(t, os.Mkdir(o.Paths.Data, 0o755))
+	must(t, Uninstall(t.Context(), o))
+	if _, err := os.Stat(o.Paths.Data); err != nil {
+		t.Error("somebody's empty folder was removed")
 	}
+}
+
+func twin(t *testing.T) {
+	app := emptyMachine(t)
+	groups := mountGroups(t)
+	p := paths.New(paths.DefaultData)
+	ours := node(t, app, 0, groups("kubepods/burstable/pod1/"+id(1)), groups("kubepods/besteffort/pod2/"+id(2)))
+
+	cmd := exec.Command("/proc/self/exe", "-test.run=^TestTwin$", "-test.timeout=1m")
+	cmd.Env = append(os.Environ(), stageVariable+"=twin", "APP="+app,
+		"GROUPS1="+groups("kubepods/burstable/pod3/"+id(3)), "GROUPS2="+groups("kubepods/besteffort/pod4/"+id(4)))
+	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNS | syscall.CLONE_NEWNET | syscall.CLONE_NEWPID, Pdeathsig: syscall.SIGKILL}
+	launch(t, cmd)
+	place, err := os.Readlink(fmt.Sprintf("/proc/%d/ns/pid", cmd.Process.Pid))
+	must(t, err)
+	var theirs []process
+	for _, q := range processes() {
+		if ns, _ := os.Readlink(fmt.Sprintf("/proc/%d/ns/pid", q.pid)); ns == place {
+			theirs = append(theirs, q)
+		}
+	}
+	if len(ours) != 5 || len(theirs) != 6 { // and what holds the namespace
+		t.Fatalf("ours %+v\ntheirs %+v", ours, theirs)
+	}
+
+	o := Options{Paths: p, Tell: func(s string) { t.Log(s) }}
+	left, err := Verify(o)
+	must(t, err)
+	listed := fmt.Sprint(left)
+	for _, q := range ours {
+		if !strings.Contains(listed, fmt.Sprintf("process %d ", q.pid)) {
+			t.Errorf("Verify does not list our %v: %s", q.args, listed)
+		}
+	}
+	for _, q := range theirs {
+		if strings.Contains(listed, fmt.Sprintf("process %d ", q.pid)) {
+			t.Errorf("Verify lists the twin's %v", q.args)
+		}
+	}
+	must(t, Kill(t.Context(), o))
+	must(t, Uninstall(t.Context(), o))
+	for _, q := range ours {
+		if q.lives() {
+			t.Errorf("our %v lives", q.args)
+		}
+	}
+	for _, q := range theirs {
+		if !q.lives() {
+			t.Errorf("the twin's %v was killed", q.args)
+		}
+	}
+	if left, err := Verify(o); err != nil || len(left) > 0 {
+		t.Errorf("Verify = %v, %v; want nothing", left, err)
+	}
+	if _, err := os.Stat(fmt.Sprintf("/proc/%d/root%s", cmd.Process.Pid, p.Layout())); err != nil {
+		t.Error(err)
+	}
+}
+
+// theTwin is the first process of the other node.
+func theTwin(t *testing.T) {
+	must(t, unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""))
+	must(t, unix.Mount("proc", "/proc", "proc", 0, ""))
+	for _, dir := range []string{paths.DefaultData, paths.DefaultRun} {
+		must(t, unix.Mount("tmpfs", dir, "tmpfs", 0, ""))
+	}
+	node(t, os.Getenv("APP"), syscall.CLONE_NEWNS, os.Getenv("GROUPS1"), os.Getenv("GROUPS2"))
+	fmt.Println("up")
+	time.Sleep(time.Hour)
+}
+
+func id(n int) string { return strings.Repeat(fmt.Sprint(n), 64) }
+
+// node starts podo, containerd, a pod, and a container that neither a shim nor the
+// runtime knows any more, whose root is an overlay as containerd mounts it. podo is in
+// another mount namespace, as a service manager may have it.
+func node(t *testing.T, app string, flags uintptr, pod, lost string) (all []process) {
+	p := paths.New(paths.DefaultData)
+	bin, root, shown := filepath.Join(p.Payload(), "abc"), filepath.Join(p.Run, "root"), filepath.Join(p.ContainerdRoot(), "sandboxes", "hostname")
+	for _, dir := range []string{bin, root, filepath.Dir(shown), p.Data + "/agent/lower", p.Data + "/agent/upper", p.Data + "/agent/work"} {
+		must(t, os.MkdirAll(dir, 0o755))
+	}
+	must(t, os.WriteFile(p.Layout(), []byte("1\n"), 0o644))
+	must(t, os.WriteFile(shown, nil, 0o644))
+	for _, name := range []string{"containerd", "containerd-shim-runc-v2"} {
+		copyFile(t, app, filepath.Join(bin, name))
+	}
+	podo := "/usr/local/bin/podo"
+	if flags == 0 {
+		copyFile(t, app, podo)
+	}
+	options := fmt.Sprintf("lowerdir=%[1]s/lower,upperdir=%[1]s/upper,workdir=%[1]s/work", p.Data+"/agent")
+	if err := unix.Mount("overlay", root, "overlay", 0, options); err != nil {
+		t.Logf("no overlay here: %v", err)
+		root = ""
+	}
+	before := processes()
+	cmd := exec.Command(podo, "server")
+	cmd.Env = append(os.Environ(), roleVariable+"=podo")
+	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNS}
+	launch(t, cmd)
+	start(t, bin+"/containerd", "containerd", nil, "--config", p.ContainerdConfig())
+	shim := bin + "/containerd-shim-runc-v2"
+	start(t, shim, "shim", []string{"APP=" + app, "CGROUPS=" + pod}, "-namespace", "k8s.io", "-id", id(1), "-address", p.Socket("containerd"))
+	start(t, shim, "killed-shim", []string{"APP=" + app, "CGROUPS=" + lost, "SHOWN=" + shown, "ROOT=" + root}, "-id", id(2))
+	for _, q := range processes() {
+		if q.name() != "reset.test" && !slices.ContainsFunc(before, func(b process) bool { return b.pid == q.pid }) {
+			all = append(all, q)
+		}
+	}
+	return all
 }
 
 func kinds(t *testing.T, o Options) map[string]int {
@@ -410,6 +567,12 @@ func start(t *testing.T, exe, role string, env []string, args ...string) *exec.C
 	t.Helper()
 	cmd := exec.Command(exe, args...)
 	cmd.Env = append(append(os.Environ(), roleVariable+"="+role), env...)
+	launch(t, cmd)
+	return cmd
+}
+
+func launch(t *testing.T, cmd *exec.Cmd) {
+	t.Helper()
 	out, in, err := os.Pipe() // which outlives cmd, as its children may
 	must(t, err)
 	t.Cleanup(func() { out.Close(); in.Close() })
@@ -420,9 +583,8 @@ func start(t *testing.T, exe, role string, env []string, args ...string) *exec.C
 	t.Cleanup(func() { _ = cmd.Process.Kill(); <-done })
 	line, err := bufio.NewReader(out).ReadString('\n')
 	if err != nil || line != "up\n" {
-		t.Fatalf("%s: %q, %v", role, line, err)
+		t.Fatalf("%v: %q, %v", cmd.Args, line, err)
 	}
-	return cmd
 }
 
 func alive(cmd *exec.Cmd) bool {

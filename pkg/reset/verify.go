@@ -4,8 +4,10 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
+	"github.com/podo-dev/podo/pkg/datadir"
 	"github.com/podo-dev/podo/pkg/paths"
 )
 
@@ -89,17 +91,14 @@ func (m *machine) leftFiles() []string {
 		}
 		add(dir)
 	}
-	if !m.KeepData {
+	if !m.KeepData && datadir.Foreign(m.real) == nil {
 		entries, err := os.ReadDir(m.data)
-		switch {
-		case err != nil:
-		case len(entries) == 0 && !mountPoint(m.data):
+		if err == nil && len(entries) == 0 && m.Paths.Data == paths.DefaultData && !mountPoint(m.data) {
 			add(m.data)
-		default:
-			for _, e := range entries {
-				if e.Name() != "lost+found" {
-					add(filepath.Join(m.data, e.Name()))
-				}
+		}
+		for _, e := range entries {
+			if datadir.Owns(e.Name()) {
+				add(filepath.Join(m.data, e.Name()))
 			}
 		}
 	}
@@ -111,7 +110,7 @@ func (m *machine) leftFiles() []string {
 }
 
 // mountPoint reports whether an empty folder is one that a file system is mounted on,
-// which stays when all in it is gone.
+// here or in another mount namespace. It stays when all in it is gone.
 func mountPoint(dir string) bool {
 	entries, err := os.ReadDir(dir)
 	if err != nil || strings.HasPrefix(dir, paths.PodLogs) {
@@ -126,10 +125,6 @@ func mountPoint(dir string) bool {
 	if err != nil {
 		return false
 	}
-	for _, t := range all {
-		if t.point == resolved(dir) {
-			return true
-		}
-	}
-	return false
+	here := func(t mount) bool { return t.point == resolved(dir) }
+	return slices.ContainsFunc(all, here) || covered(dir)
 }

@@ -3,6 +3,7 @@ package e2e
 import (
 	"context"
 	"fmt"
+	"io/fs"
 	"net"
 	"os"
 	"path/filepath"
@@ -12,6 +13,8 @@ import (
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"github.com/podo-dev/podo/pkg/paths"
 )
 
 func listen(addr string) (net.Listener, error) {
@@ -47,6 +50,11 @@ func (r refusal) check(t *testing.T) {
 	}
 	if took := time.Since(began); took > 10*time.Second {
 		t.Errorf("%s: the refusal took %s", r.name, took)
+	}
+	for _, path := range []string{paths.DefaultData, paths.DefaultEtc, paths.DefaultRun} {
+		if entries, err := os.ReadDir(path); err == nil && len(entries) > 0 {
+			t.Errorf("%s: the refusal left %s in %s", r.name, entries[0].Name(), path)
+		}
 	}
 }
 
@@ -105,11 +113,6 @@ func refuses(t *testing.T) {
 	if r := podo("config", "validate", empty); r.code != 0 {
 		t.Errorf("an empty file: %s", r)
 	}
-	for _, path := range []string{"/var/lib/podo/server", "/etc/podo", "/run/podo/podo.sock"} {
-		if _, err := os.Stat(path); err == nil {
-			t.Errorf("%s was made by a start that was refused", path)
-		}
-	}
 }
 
 // ownNetwork is a range that holds this machine's address.
@@ -144,7 +147,8 @@ func refusesMachines(t *testing.T) {
 	refusal{name: "a data directory that is full", flags: []string{"--data-dir", full}, code: 1, words: []string{full, "full", "free"}}.check(t)
 	noExec := disk(t, "noexec", "tmpfs", unix.MS_NOEXEC, "size=1g")
 	refusal{name: "a data directory that runs no programs", flags: []string{"--data-dir", noExec}, code: 1, words: []string{noExec, "programs"}}.check(t)
-	refusal{name: "a data directory below a file", flags: []string{"--data-dir", "/etc/hostname/podo"}, code: 1, words: []string{"/etc/hostname", "--data-dir"}}.check(t)
+	refusal{name: "a data directory below a file", flags: []string{"--data-dir", "/etc/hostname/podo"}, code: 2, words: []string{"/etc/hostname", "--data-dir"}}.check(t)
+	refusesForeign(t)
 	// A kernel that lacks something: this one, if it knows no WireGuard.
 	link := &netlink.Wireguard{LinkAttrs: netlink.LinkAttrs{Name: "e2e-wg"}}
 	if err := netlink.LinkAdd(link); err == nil {
@@ -153,8 +157,38 @@ func refusesMachines(t *testing.T) {
 		refusal{name: "a kernel without WireGuard", flags: []string{"--flannel-backend", "wireguard-native"}, code: 1, words: []string{"wireguard", "CONFIG_WIREGUARD", "--flannel-backend"}}.check(t)
 	}
 	refusal{name: "an interface that is not there", flags: []string{"--flannel-iface", "none0"}, code: 2, words: []string{"flannel-iface", "none0"}}.check(t)
-	refusal{name: "an address that is not this machine's", flags: []string{"--node-ip", "198.51.100.77"}, code: 1, words: []string{"198.51.100.77", "--node-ip"}}.check(t)
+	refusal{name: "an address that is not this machine's", flags: []string{"--node-ip", "198.51.100.77"}, code: 2, words: []string{"198.51.100.77", "--node-ip"}}.check(t)
 	uninstall(t)
+}
+
+// refusesForeign has somebody's folder named as the data directory.
+func refusesForeign(t *testing.T) {
+	home := filepath.Join(room(), "somebody")
+	write(t, filepath.Join(home, "server", "site.html"), "theirs")
+	before := files(t, home)
+	refusal{name: "somebody's folder", flags: []string{"--data-dir", home}, code: 2, words: []string{home, "site.html", "not podo's", "--data-dir"}}.check(t)
+	if r := podo("uninstall", "--yes", "--data-dir", home); r.code != 2 || contains(r.err, home, "site.html", "--data-dir") != nil {
+		t.Errorf("uninstall of somebody's folder: %s", r)
+	}
+	if r := podo("uninstall", "--verify", "--data-dir", home); r.code != 0 {
+		t.Errorf("--verify of somebody's folder: %s", r)
+	}
+	if after := files(t, home); after != before {
+		t.Errorf("somebody's folder held %s and holds %s", before, after)
+	}
+}
+
+// files lists what is below a folder.
+func files(t *testing.T, dir string) (out string) {
+	t.Helper()
+	err := filepath.WalkDir(dir, func(path string, _ fs.DirEntry, err error) error {
+		out += path + " "
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return out
 }
 
 // disk mounts a file system for the length of a test.

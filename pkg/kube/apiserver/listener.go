@@ -6,9 +6,10 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
-	"sync"
 	"syscall"
 	"time"
+
+	"github.com/podo-dev/podo/pkg/gate"
 )
 
 // goodbye is how long requests in flight may take once the server is told to stop.
@@ -19,9 +20,7 @@ const goodbye = time.Second
 // listener remembers the connections that it accepted, so that they can be cut.
 type listener struct {
 	net.Listener
-
-	mu    sync.Mutex
-	conns map[net.Conn]struct{}
+	gate.Conns
 }
 
 // listen opens the port before the server is built: clients that come early wait
@@ -36,7 +35,7 @@ func listen(ctx context.Context, addr netip.Addr, port int) (*listener, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%w; free the port or choose another with --https-listen-port", err)
 	}
-	return &listener{Listener: l, conns: map[net.Conn]struct{}{}}, nil
+	return &listener{Listener: l}, nil
 }
 
 func (l *listener) Accept() (net.Conn, error) {
@@ -44,31 +43,5 @@ func (l *listener) Accept() (net.Conn, error) {
 	if err != nil {
 		return nil, err
 	}
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	l.conns[c] = struct{}{}
-	return &accepted{c, l}, nil
-}
-
-// cut closes every connection.
-func (l *listener) cut() {
-	l.mu.Lock()
-	conns := l.conns
-	l.conns = map[net.Conn]struct{}{}
-	l.mu.Unlock()
-	for c := range conns {
-		c.Close()
-	}
-}
-
-type accepted struct {
-	net.Conn
-	from *listener
-}
-
-func (a *accepted) Close() error {
-	a.from.mu.Lock()
-	delete(a.from.conns, a.Conn)
-	a.from.mu.Unlock()
-	return a.Conn.Close()
+	return l.Keep(c), nil
 }
