@@ -19,10 +19,10 @@ const module = "github.com/podo-dev/podo"
 // floors lists every package by floor, lowest first. A name covers its subfolders.
 var floors = [][]string{
 	{"pkg/version", "pkg/config", "pkg/paths", "pkg/lifecycle", "pkg/atomicfile", "manifests"},
-	{"pkg/host", "pkg/logging", "pkg/pki", "pkg/token", "pkg/kubeconfig", "pkg/process", "pkg/payload", "pkg/configfile", "pkg/datadir", "pkg/gate", "pkg/nodes"},
+	{"pkg/host", "pkg/logging", "pkg/pki", "pkg/token", "pkg/kubeconfig", "pkg/process", "pkg/payload", "pkg/configfile", "pkg/datadir", "pkg/gate", "pkg/nodes", "pkg/balancer"},
 	{"pkg/plan"},
-	{"pkg/storage", "pkg/kube", "pkg/containerd", "pkg/flannel"},
-	{"pkg/deploy", "pkg/images", "pkg/status", "pkg/reset"},
+	{"pkg/storage", "pkg/kube", "pkg/containerd", "pkg/flannel", "pkg/tunnel"},
+	{"pkg/deploy", "pkg/images", "pkg/status", "pkg/reset", "pkg/join"},
 	{"pkg/server", "pkg/agent"},
 	{"cmd/podo"},
 }
@@ -36,6 +36,7 @@ var doors = map[string][]string{
 	"go.etcd.io/etcd":            {"pkg/storage"},
 	"github.com/containerd":      {"pkg/containerd", "pkg/images"},
 	"github.com/flannel-io":      {"pkg/flannel"},
+	"github.com/hashicorp/yamux": {"pkg/tunnel"},
 	"github.com/sirupsen/logrus": {"pkg/logging"},
 	"k8s.io/klog":                {"pkg/logging", "pkg/kube"},
 }

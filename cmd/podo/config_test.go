@@ -143,7 +143,7 @@ func TestConfigMistakesExit2(t *testing.T) {
 		"every mistake":  {[]string{"validate", bad}, bad + ":2: node-ip:"},
 		"token file":     {[]string{"validate", "--token-file", "/nonexistent"}, "--token-file: open /nonexistent"},
 		"flag of k3s":    {[]string{"show", "--cluster-init"}, "unknown flag --cluster-init: the datastore is SQLite"},
-		"short, of k3s":  {[]string{"show", "-s", "https://x:6443"}, "unknown flag -s: this is a server of its own"},
+		"short, of k3s":  {[]string{"show", "-s", "https://x:6443"}, "-s: server: a server of podo's stands alone"},
 		"empty value":    {[]string{"show", "--tls-san", "a,,b"}, `--tls-san: "a,,b": one of the values is empty`},
 		"no such verb":   {[]string{"shwo"}, `"shwo"; it takes one of: show, validate`},
 		"this machine":   {[]string{"validate", "--resolv-conf", "/nonexistent", "--log", "/"}, "--log: / is a folder; name a file in it\n--resolv-conf: there is no file /nonexistent"},

@@ -68,10 +68,14 @@ datastore, kubelet and proxy, with a container engine beside them.
 
 Start here:
   sudo podo server            run a cluster on this machine
+  sudo podo agent             join this machine to a cluster
   sudo podo kubectl get nodes look at it
   podo status                 what runs, what waits, and for what`,
 		Commands: []*cli.Command{
 			serverCommand(),
+			agentCommand(),
+			tokenCommand(),
+			nodeCommand(),
 			statusCommand(),
 			kubectlCommand(),
 			crictlCommand(),

@@ -3,6 +3,7 @@ package main
 import (
 	"fmt"
 	"io"
+	"maps"
 	"net"
 	"os"
 	"sync"
@@ -14,45 +15,78 @@ import (
 	"github.com/podo-dev/podo/pkg/version"
 )
 
-// progress tells a person how the start is going, one line a step, and the service
-// manager when it is done. It is a lifecycle.Group's Observe.
-func progress(w io.Writer, began time.Time, cfg config.Server, p plan.Plan, notify notifier) func(lifecycle.Status) {
-	if cfg.Logging.Debug || cfg.Logging.File != "" && !cfg.Logging.AlsoLogToStderr {
-		w = io.Discard // the log tells it
+// A tale is what a start has to tell: words for each part, by name, and the part
+// that is the last to wait for.
+type tale struct {
+	words map[string]string
+	last  string
+	hint  string
+}
+
+// nodeWords are those of a node's parts, wherever its servers are.
+func nodeWords(n plan.Node) map[string]string {
+	backend := "none"
+	if n.Network != nil {
+		backend = n.Network.Backend
 	}
-	s := newSteps(w, began, wantsColour(w))
-	words := map[string]string{
+	return map[string]string{
+		"payload":    "programs unpacked",
+		"containerd": "container engine running",
+		"kubelet":    "kubelet running",
+		"flannel":    "pod network configured (" + backend + ")",
+		"kube-proxy": "services routed (kube-proxy)",
+		"images":     "images imported",
+		"node":       "node " + n.Name + " is Ready",
+	}
+}
+
+func serverTale(cfg config.Server, p plan.Plan) tale {
+	t := tale{words: map[string]string{}, last: "kube-apiserver", hint: "try: podo kubectl get nodes   (kubeconfig: " + cfg.Kubeconfig.Path + ")"}
+	if p.Node != nil {
+		t.words, t.last = nodeWords(*p.Node), "node"
+	}
+	maps.Copy(t.words, map[string]string{
 		"certificates":            "certificates in place",
 		"datastore":               "datastore open (SQLite)",
-		"payload":                 "programs unpacked",
-		"containerd":              "container engine running",
 		"kube-apiserver":          "API answering at " + p.Server.API,
 		"kube-controller-manager": "controllers running",
 		"kube-scheduler":          "scheduler running",
-		"kubelet":                 "kubelet running",
-		"flannel":                 "pod network configured (" + cfg.Network.FlannelBackend + ")",
-		"kube-proxy":              "services routed (kube-proxy)",
-		"images":                  "images imported",
 		"addons":                  "addons deployed",
+	})
+	return t
+}
+
+func agentTale(p plan.Plan) tale {
+	t := tale{words: nodeWords(*p.Node), last: "node", hint: "see it on a server with: podo kubectl get nodes"}
+	t.words["balancer"] = "servers reached by " + p.Agent.API
+	return t
+}
+
+// teller is where a start tells how it is going, one line a step.
+func teller(w io.Writer, began time.Time, l config.Logging) *steps {
+	if l.Debug || l.File != "" && !l.AlsoLogToStderr {
+		w = io.Discard // the log tells it
 	}
-	last := "kube-apiserver"
-	if p.Node != nil {
-		last = "node"
-		words["node"] = "node " + p.Node.Name + " is Ready"
-	}
+	s := newSteps(w, began, wantsColour(w))
 	s.Done("start", fmt.Sprintf("podo %s, Kubernetes %s", version.Podo(), version.Kubernetes()))
+	return s
+}
+
+// progress tells a person how the start is going, and the service manager when it
+// is done. It is a lifecycle.Group's Observe.
+func (t tale) progress(s *steps, notify notifier) func(lifecycle.Status) {
 	var once sync.Once
 	return func(st lifecycle.Status) {
 		if st.State != lifecycle.Ready {
 			return
 		}
-		if text, ok := words[st.Name]; ok {
+		if text, ok := t.words[st.Name]; ok {
 			s.Done(st.Name, text)
 		}
-		if st.Name == last {
+		if st.Name == t.last {
 			once.Do(func() {
-				s.Done("hint", "try: podo kubectl get nodes   (kubeconfig: "+cfg.Kubeconfig.Path+")")
-				notify.send("READY=1\nSTATUS=" + words[last])
+				s.Done("hint", t.hint)
+				notify.send("READY=1\nSTATUS=" + t.words[t.last])
 			})
 		}
 	}

@@ -48,7 +48,7 @@ Examples:
 		OnUsageError:       flagProblem,
 		Action: func(c *cli.Context) error {
 			notify := takeNotifier()
-			cfg, _, err := loadServer(c, typed)
+			cfg, _, err := loadHere(c, typed)
 			if err != nil {
 				return err
 			}
@@ -69,7 +69,8 @@ Examples:
 }
 
 // runServer takes a server from its settings to its end. It calls end as soon as a
-// part has failed, before the others have stopped.
+// part has failed, before the others have stopped. Nothing is written before it is
+// sure that the start goes ahead.
 func runServer(ctx context.Context, end func(), cfg config.Server, log *slog.Logger, notify notifier) error {
 	began := time.Now()
 	preferMemory()
@@ -78,21 +79,14 @@ func runServer(ctx context.Context, end func(), cfg config.Server, log *slog.Log
 		return err
 	}
 	where := paths.New(cfg.DataDir)
-	release, err := datadir.Claim(where)
-	if errors.Is(err, datadir.ErrNewer) {
-		return usageError{err}
-	}
+	claim, err := datadir.Judge(where, shape(cfg), cfg.Logging.File)
 	if err != nil {
-		return err
+		return unfit(err)
 	}
-	defer release()
-
+	defer claim.Release()
 	settings := host.SettingsOf(cfg)
-	facts, err := host.Discover(ctx, host.Options{DataDir: cfg.DataDir, Ports: settings.Ports})
+	facts, err := look(ctx, cfg.DataDir, settings)
 	if err != nil {
-		return err
-	}
-	if err := ready(ctx, facts, settings, log); err != nil {
 		return err
 	}
 	p, err := plan.New(cfg, facts, os.Environ())
@@ -103,34 +97,20 @@ func runServer(ctx context.Context, end func(), cfg config.Server, log *slog.Log
 	if err := os.Setenv("PATH", where.Bin()+":"+os.Getenv("PATH")); err != nil {
 		return err
 	}
-	stopping, err := kube.Prepare(p.Gates, os.Exit)
+	g, srv, err := build(ctx, p, exe, log)
 	if err != nil {
 		return usageError{err}
 	}
-	context.AfterFunc(ctx, stopping)
 
-	g, doors := lifecycle.NewGroup(log), gate.New()
-	context.AfterFunc(ctx, doors.Abandon) // a part that waits for the API would wait for ever
-	srv, err := server.Build(g, *p.Server, server.Deps{
-		Gate: doors, Manifests: manifests.FS, Values: func() (map[string]string, error) { return imageValues(exe) }, Log: log,
-	})
-	if err != nil {
-		return usageError{err}
+	if err := claim.Take(); err != nil {
+		return unfit(err)
 	}
-	nodeName := ""
-	if p.Node != nil {
-		nodeName = p.Node.Name
-		err := agent.Build(g, *p.Node, agent.Deps{Gate: doors, Exe: exe, Trust: srv.Trust, API: srv.API.Begun(), Log: log})
-		if err != nil {
-			return usageError{err}
-		}
+	if err := prepare(ctx, facts, settings, log); err != nil {
+		return err
 	}
-	if err := datadir.Pin(where, shape(cfg)); err != nil {
-		return usageError{err}
-	}
-	report := reporter{began: began, dataDir: cfg.DataDir, node: nodeName, group: g, server: srv, plan: *p.Server}
+	report := reporter{began: began, dataDir: cfg.DataDir, node: p.Server.NodeName, group: g, server: srv, plan: *p.Server}
 	g.Add(status.Serve(where.Socket("podo"), report.report, log))
-	tell := progress(os.Stderr, began, cfg, p, notify)
+	tell := serverTale(cfg, p).progress(teller(os.Stderr, began, cfg.Logging), notify)
 	g.Observe = func(st lifecycle.Status) {
 		if st.State == lifecycle.Failed {
 			end()
@@ -140,12 +120,28 @@ func runServer(ctx context.Context, end func(), cfg config.Server, log *slog.Log
 	return g.Run(ctx)
 }
 
-// ready makes the machine fit for a node, says what was changed, and returns what
-// still stands in the way.
-func ready(ctx context.Context, facts host.Facts, settings host.Settings, log *slog.Logger) error {
-	if err := host.Err(host.Checks(facts, settings)); err != nil {
-		return err
+// unfit tells a data directory that can never do from one that cannot at the moment.
+func unfit(err error) error {
+	for _, never := range []error{datadir.ErrNewer, datadir.ErrShape, datadir.ErrRole, datadir.ErrForeign} {
+		if errors.Is(err, never) {
+			return usageError{err}
+		}
 	}
+	return err
+}
+
+// look reads the machine and judges it as it is.
+func look(ctx context.Context, dataDir string, settings host.Settings) (host.Facts, error) {
+	facts, err := host.Discover(ctx, host.Options{DataDir: dataDir, Ports: settings.Ports})
+	if err != nil {
+		return facts, err
+	}
+	return facts, host.Err(host.Checks(facts, settings))
+}
+
+// prepare makes the machine fit for a node, says what was changed, and returns what
+// still stands in the way.
+func prepare(ctx context.Context, facts host.Facts, settings host.Settings, log *slog.Logger) error {
 	_, findings := host.Prepare(ctx, facts, settings, log)
 	for _, f := range findings {
 		if f.Level == host.Warn {
@@ -153,6 +149,25 @@ func ready(ctx context.Context, facts host.Facts, settings host.Settings, log *s
 		}
 	}
 	return host.Err(findings)
+}
+
+// build makes every part of the plan and starts none. An error means that a flag
+// passed through to one of them is wrong.
+func build(ctx context.Context, p plan.Plan, exe string, log *slog.Logger) (*lifecycle.Group, server.Server, error) {
+	g, doors := lifecycle.NewGroup(log), gate.New()
+	stopping, err := kube.Prepare(p.Gates, os.Exit)
+	if err != nil {
+		return g, server.Server{}, err
+	}
+	context.AfterFunc(ctx, stopping)
+	context.AfterFunc(ctx, doors.Abandon) // a part that waits for the API would wait for ever
+	srv, err := server.Build(g, *p.Server, server.Deps{
+		Gate: doors, Manifests: manifests.FS, Values: func() (map[string]string, error) { return imageValues(exe) }, Log: log,
+	})
+	if err != nil || p.Node == nil {
+		return g, srv, err
+	}
+	return g, srv, agent.Build(g, *p.Node, agent.Deps{Gate: doors, Exe: exe, Trust: srv.Trust, API: srv.API.Begun(), Log: log})
 }
 
 // preferMemory makes the garbage collector work sooner than Go would: most of what
@@ -206,7 +221,7 @@ func (r reporter) report(ctx context.Context) status.Report {
 	defer cancel()
 	out := status.Report{
 		Version: version.Podo(), Kubernetes: version.Kubernetes(), PID: os.Getpid(), Since: r.began,
-		DataDir: r.dataDir, Components: r.group.Status(),
+		DataDir: r.dataDir, Kubeconfig: r.plan.Kubeconfig.Path, Components: r.group.Status(),
 		API:       &status.API{Address: r.plan.API},
 		Datastore: &status.Datastore{Kind: "SQLite"},
 	}

@@ -43,41 +43,67 @@ func loadHere(c *cli.Context, typed []config.Setting) (config.Server, config.Ori
 }
 
 func resolveServer(environ []string, typed []config.Setting) (config.Server, config.Origins, error) {
+	cfg := config.Default()
+	settings, errSources := gather(environ, typed)
+	origins, errSettings := config.Resolve(&cfg, settings)
+	if err := errors.Join(errSources, errSettings, readTokens(&cfg, origins)); err != nil {
+		return cfg, origins, usageError{err}
+	}
+	return cfg, origins, nil
+}
+
+// loadAgent works out what an agent was asked for, from the same sources as a server.
+func loadAgent(c *cli.Context, typed []config.Setting) (config.Node, error) {
+	if c.Args().Present() {
+		return config.Node{}, usagef("unexpected argument %q; a switch takes its value as --name=false, and everything else is a flag", c.Args().First())
+	}
+	cfg := config.Default()
+	settings, errSources := gather(os.Environ(), typed)
+	origins, errSettings := config.ResolveAgent(&cfg.Node, settings)
+	if err := errors.Join(errSources, errSettings, readTokens(&cfg, origins)); err != nil {
+		return cfg.Node, usageError{err}
+	}
+	if err := host.Fit(cfg, origins); err != nil {
+		return cfg.Node, usageError{err}
+	}
+	return cfg.Node, nil
+}
+
+// gather collects settings from all sources, weakest first.
+func gather(environ []string, typed []config.Setting) ([]config.Setting, error) {
 	strong, errEnv := config.FromEnv(environ)
 	weak := config.FromK3sEnv(environ)
-	cfg := config.Default()
-
-	file, named := cfg.Logging.Config, ""
+	file, named := config.Default().Logging.Config, ""
 	for _, s := range slices.Concat(weak, strong, typed) {
 		if s.Name == "config" {
 			file, named = s.Values[0], s.Origin
 		}
 	}
 	fromFile, errFile := configfile.Read(file, named)
-
-	origins, errSettings := config.Resolve(&cfg, slices.Concat(fromFile, weak, strong, typed))
-	if err := errors.Join(errFile, errEnv, errSettings, readToken(&cfg, origins)); err != nil {
-		return cfg, origins, usageError{err}
-	}
-	return cfg, origins, nil
+	return slices.Concat(fromFile, weak, strong, typed), errors.Join(errFile, errEnv)
 }
 
-// readToken puts the token that --token-file names where --token would have put it.
-func readToken(cfg *config.Server, origins config.Origins) error {
-	const setting = "token-file"
-	if cfg.TokenFile == "" || cfg.Token != "" {
+// readTokens puts the tokens that files hold where the settings would have put them.
+func readTokens(cfg *config.Server, origins config.Origins) error {
+	return errors.Join(
+		readToken(&cfg.Token, cfg.TokenFile, "token-file", origins),
+		readToken(&cfg.Agents.Token, cfg.Agents.TokenFile, "agent-token-file", origins))
+}
+
+func readToken(to *config.Secret, file, setting string, origins config.Origins) error {
+	if file == "" || *to != "" {
 		return nil
 	}
-	text, err := os.ReadFile(cfg.TokenFile)
+	text, err := os.ReadFile(file)
 	if err != nil {
 		return config.Mistake{Setting: setting, Origin: origins[setting], Err: err}
 	}
 	token := strings.TrimSpace(string(text))
 	if len(strings.Fields(token)) != 1 {
 		return config.Mistake{Setting: setting, Origin: origins[setting],
-			Err: fmt.Errorf("%s does not hold one token; write the token into it, and nothing else", cfg.TokenFile)}
+			Err: fmt.Errorf("%s does not hold one token; write the token into it, and nothing else", file)}
 	}
-	cfg.Token = config.Secret(token)
+	*to = config.Secret(token)
 	return nil
 }
 

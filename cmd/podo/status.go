@@ -131,6 +131,9 @@ func printStatus(w io.Writer, r status.Report, now time.Time, colour bool) error
 	if a := r.API; a != nil {
 		line("api", a.Healthy, choose(a.Healthy, "healthy", "unhealthy"), a.Address, a.Error)
 	}
+	for _, s := range r.Servers {
+		line("server", s.Healthy, choose(s.Healthy, "healthy", "unhealthy"), s.Addr, s.Err)
+	}
 	if d := r.Datastore; d != nil {
 		var bytes, latency string
 		if d.Bytes > 0 {

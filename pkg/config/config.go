@@ -14,6 +14,7 @@ import (
 // Server is everything a server can be told. A server is also a node.
 type Server struct {
 	Node       `section:"This node"`
+	Agents     Agents     `section:"Joining a cluster"`
 	Listener   Listener   `section:"API server"`
 	Network    Network    `section:"Network of the cluster"`
 	Kubeconfig Kubeconfig `section:"Administrator's kubeconfig"`
@@ -24,9 +25,8 @@ type Server struct {
 type Node struct {
 	Logging Logging `section:"Configuration and logging"`
 
-	DataDir   string `name:"data-dir" alias:"d" help:"folder for state that must survive" placeholder:"DIR"`
-	Token     Secret `name:"token" alias:"t" placeholder:"SECRET" help:"secret that lets nodes join; made on first start if not given"`
-	TokenFile string `name:"token-file" help:"file that holds the token" placeholder:"FILE"`
+	DataDir string `name:"data-dir" alias:"d" help:"folder for state that must survive" placeholder:"DIR"`
+	Join    `section:"Joining a cluster"`
 
 	Name   string       `name:"node-name" help:"name of this node (default: the host name)" placeholder:"NAME"`
 	IP     []netip.Addr `name:"node-ip" alias:"i" help:"address of this node, one per IP family (default: from the default route)" split:"true" placeholder:"IP"`
@@ -43,6 +43,23 @@ type Node struct {
 	FeatureGates  map[string]string `name:"feature-gates" help:"Kubernetes feature gates, for every component at once" placeholder:"NAME=BOOL" section:"Flags for Kubernetes' own parts"`
 	KubeletArgs   []string          `name:"kubelet-arg" help:"flag for the kubelet, without its dashes" placeholder:"NAME=VALUE" args:"true" section:"Flags for Kubernetes' own parts"`
 	KubeProxyArgs []string          `name:"kube-proxy-arg" help:"flag for kube-proxy, without its dashes" placeholder:"NAME=VALUE" args:"true" section:"Flags for Kubernetes' own parts"`
+}
+
+// Join is how a machine finds its cluster, and is let in.
+type Join struct {
+	Server    string `name:"server" alias:"s,url" help:"URL of a server of the cluster, such as https://10.0.0.1:6443" placeholder:"URL"`
+	Token     Secret `name:"token" alias:"t" placeholder:"SECRET" help:"secret that lets machines join; a server makes one on its first start if none is given"`
+	TokenFile string `name:"token-file" help:"file that holds the token" placeholder:"FILE"`
+	Unpinned  bool   `name:"insecure-trust-server" help:"join with a token that does not name the cluster's CA, trusting whatever answers"`
+
+	BalancerPort int  `name:"lb-server-port" help:"port on loopback by which the parts of an agent reach the servers" placeholder:"PORT"`
+	NoBalancer   bool `name:"disable-apiserver-lb" help:"reach the API by the URL of --server alone, which must then be highly available itself"`
+}
+
+// Agents is how agents are let in, and no other server.
+type Agents struct {
+	Token     Secret `name:"agent-token" placeholder:"SECRET" help:"secret that lets machines join as agents and as nothing else; made on the first start if not given"`
+	TokenFile string `name:"agent-token-file" help:"file that holds the agent token" placeholder:"FILE"`
 }
 
 // Logging says what is written about the run, and where.
@@ -72,6 +89,7 @@ type Network struct {
 	ClusterDomain  string         `name:"cluster-domain" help:"DNS domain of the cluster" shared:"true" placeholder:"DOMAIN"`
 	FlannelBackend string         `name:"flannel-backend" help:"pod network between nodes: vxlan, host-gw, wireguard-native or none" shared:"true" placeholder:"NAME"`
 	FlannelIPv6NAT bool           `name:"flannel-ipv6-masq" help:"masquerade pods' IPv6 traffic too" shared:"true"`
+	Egress         string         `name:"egress-selector-mode" help:"how API servers reach other nodes: agent (kubelets through a tunnel that the node dials), pod or cluster (pods and services too), or disabled" shared:"true" placeholder:"MODE"`
 }
 
 // Kubeconfig is how the administrator's kubeconfig is written.
@@ -102,6 +120,7 @@ func Default() Server {
 	return Server{
 		Node: Node{
 			Logging:      Logging{Config: "/etc/podo/config.yaml"},
+			Join:         Join{BalancerPort: 6444},
 			DataDir:      "/var/lib/podo",
 			PauseImage:   "podo.local/pause:3.10",
 			Snapshotter:  "overlayfs",
@@ -114,6 +133,7 @@ func Default() Server {
 			NodePortRange:  "30000-32767",
 			ClusterDomain:  "cluster.local",
 			FlannelBackend: "vxlan",
+			Egress:         "agent",
 		},
 		Kubeconfig: Kubeconfig{Path: "/etc/podo/podo.yaml", Mode: "0600", Name: "default"},
 	}

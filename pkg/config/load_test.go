@@ -165,7 +165,7 @@ func TestNearest(t *testing.T) {
 func TestSettingsOfK3sAreExplained(t *testing.T) {
 	for name, why := range map[string]string{
 		"docker": "containerd is the only runtime", "cluster-init": "SQLite", "etcd-snapshot-dir": "SQLite",
-		"etcd-s3": "SQLite", "etcd-s3-bucket": "SQLite", "node_external_ip": "--node-ip", "agent-token": "joins no other",
+		"etcd-s3": "SQLite", "etcd-s3-bucket": "SQLite", "node_external_ip": "--node-ip", "vpn-auth": "no such part",
 	} {
 		if err := config.Unknown(name); !strings.Contains(err.Error(), why) || strings.Contains(err.Error(), "did you mean") {
 			t.Error(err)
@@ -251,9 +251,9 @@ func TestK3sEnvironment(t *testing.T) {
 	want := map[string]string{
 		"K3S_TOKEN": "token", "K3S_TOKEN_FILE": "token-file", "K3S_DATA_DIR": "data-dir", "K3S_NODE_NAME": "node-name",
 		"K3S_KUBECONFIG_OUTPUT": "write-kubeconfig", "K3S_KUBECONFIG_MODE": "write-kubeconfig-mode", "K3S_KUBECONFIG_GROUP": "write-kubeconfig-group",
-		"K3S_CONFIG_FILE": "config", "K3S_RESOLV_CONF": "resolv-conf", "K3S_DEBUG": "debug", "K3S_NODE_IP": "node-ip",
+		"K3S_CONFIG_FILE": "config", "K3S_RESOLV_CONF": "resolv-conf", "K3S_DEBUG": "debug", "K3S_NODE_IP": "node-ip", "K3S_URL": "server",
 	}
-	environ := []string{"K3S_URL=https://x:6443", "K3S_SOMETHING=else"}
+	environ := []string{"K3S_SOMETHING=else"}
 	for k := range want {
 		environ = append(environ, k+"=x")
 	}

@@ -107,7 +107,6 @@ func foreign() map[string]string {
 	const (
 		embedded = "the datastore is SQLite on this server; embedded etcd is not part of it"
 		absent   = "podo has no such part"
-		alone    = "this is a server of its own, which joins no other"
 		runtime  = "containerd is the only runtime"
 		listener = "the API has one listener, that of --bind-address and --https-listen-port"
 		whole    = "a server has all of its control plane"
@@ -116,8 +115,6 @@ func foreign() map[string]string {
 		kubelets = "it is a flag of the kubelet; pass it on with --kubelet-arg"
 	)
 	return map[string]string{
-		"agent-token":                       alone,
-		"agent-token-file":                  alone,
 		"airgap-extra-registry":             mirrors,
 		"apiserver-bind-address":            listener,
 		"apiserver-port":                    listener,
@@ -133,7 +130,6 @@ func foreign() map[string]string {
 		"default-local-storage-path":        absent,
 		"default-runtime":                   "runc is the only runtime",
 		"disable-apiserver":                 whole,
-		"disable-apiserver-lb":              alone,
 		"disable-controller-manager":        whole,
 		"disable-default-registry-endpoint": mirrors,
 		"disable-etcd":                      embedded,
@@ -141,7 +137,6 @@ func foreign() map[string]string {
 		"disable-network-policy":            absent,
 		"disable-selinux":                   "SELinux labels are not managed",
 		"docker":                            runtime,
-		"egress-selector-mode":              absent,
 		"embedded-registry":                 absent,
 		"enable-pprof":                      absent,
 		"etcd-disable-snapshots":            embedded,
@@ -159,7 +154,6 @@ func foreign() map[string]string {
 		"kine-tls":                          "the datastore is reached by a socket that root alone can open",
 		"kube-cloud-controller-arg":         absent,
 		"kube-cloud-controller-manager-arg": absent,
-		"lb-server-port":                    alone,
 		"no-flannel":                        "the pod network is left out by --flannel-backend=none",
 		"node-external-dns":                 external,
 		"node-external-ip":                  external,
@@ -168,17 +162,14 @@ func foreign() map[string]string {
 		"prefer-bundled-bin":                "podo always uses the programs it brings",
 		"private-registry":                  mirrors,
 		"rootless":                          "podo needs root",
-		"s":                                 alone,
 		"secrets-encryption":                "podo has no such switch",
 		"secrets-encryption-provider":       "podo has no such switch",
 		"selinux":                           "SELinux labels are not managed",
-		"server":                            alone,
 		"servicelb-namespace":               absent,
 		"supervisor-metrics":                absent,
 		"supervisor-port":                   listener,
 		"system-default-registry":           "the images of podo's own parts are in its file, and come from no registry",
 		"tls-san-security":                  "the API's certificate has the names of --tls-san, and never others",
-		"url":                               alone,
 		"vpn-auth":                          absent,
 		"vpn-auth-file":                     absent,
 		"with-node-id":                      "a node keeps its name; give another with --node-name",

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"maps"
 	"net/netip"
+	"net/url"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -20,6 +21,22 @@ func Resolve(cfg *Server, settings []Setting) (Origins, error) {
 		v.unread[m.Setting] = true
 	}
 	v.all()
+	return origins, errors.Join(append([]error{err}, v.errs...)...)
+}
+
+// ResolveAgent is Resolve for an agent. Settings that only a server has are passed
+// over.
+func ResolveAgent(cfg *Node, settings []Setting) (Origins, error) {
+	origins, err := Apply(cfg, settings)
+	v := validation{cfg: Default(), from: origins, unread: map[string]bool{}}
+	v.cfg.Node = *cfg
+	for _, m := range Mistakes(err) {
+		v.unread[m.Setting] = true
+	}
+	v.anyNode()
+	if cfg.Join.Server == "" && !v.unread["server"] {
+		v.one("server", "is missing; an agent needs the URL of a server, such as https://10.0.0.1:6443 (to run a cluster of its own: podo server)")
+	}
 	return origins, errors.Join(append([]error{err}, v.errs...)...)
 }
 
@@ -88,16 +105,71 @@ func (v *validation) one(setting, format string, args ...any) {
 func (v *validation) given(setting string) bool { return v.from[setting] != "" }
 
 func (v *validation) all() {
-	v.logging()
-	v.node()
-	v.labels()
-	v.taints()
+	v.anyNode()
+	if v.cfg.Join.Server != "" {
+		v.one("server", "a server of podo's stands alone; to add this machine to that cluster, start it with podo agent")
+	}
+	v.agentToken()
 	v.listener()
 	v.network()
 	v.addresses()
 	v.kubeconfig()
 	v.parts()
+	if len(v.cfg.Components.EtcdArgs) > 0 {
+		v.one("etcd-arg", "this server keeps its state in SQLite and runs no etcd, so nothing would read it; remove it")
+	}
+}
+
+// anyNode checks what agents have as well.
+func (v *validation) anyNode() {
+	v.logging()
+	v.node()
+	v.join()
+	v.labels()
+	v.taints()
 	v.args()
+}
+
+func (v *validation) join() {
+	j := v.cfg.Join
+	if j.Server != "" {
+		u, err := url.Parse(j.Server)
+		switch {
+		case err != nil || u.Host == "" || u.Hostname() == "":
+			v.one("server", "%q is not a URL such as https://10.0.0.1:6443", j.Server)
+		case u.Scheme != "https":
+			v.one("server", "%q: servers speak https; write https://%s", j.Server, u.Host)
+		case strings.Trim(u.Path, "/") != "" || u.RawQuery != "" || u.User != nil || u.Fragment != "":
+			v.one("server", "%q holds more than a host and a port; write https://%s", j.Server, u.Host)
+		}
+	}
+	v.token("token", "token-file", j.Token, j.TokenFile)
+	switch p := j.BalancerPort; {
+	case p < 1 || p > 65535:
+		v.one("lb-server-port", "%d is not a port; ports go from 1 to 65535", p)
+	case slices.Contains([]int{10248, 10249, 10250, 10256}, p):
+		v.one("lb-server-port", "%d is the port of the kubelet or of kube-proxy; choose another", p)
+	}
+}
+
+func (v *validation) agentToken() {
+	v.token("agent-token", "agent-token-file", v.cfg.Agents.Token, v.cfg.Agents.TokenFile)
+	if t := v.cfg.Agents.Token; t != "" && t == v.cfg.Token {
+		v.bad([]string{"agent-token", "token"}, "is the same as token, so whoever may join an agent could join a server; give another, or leave it out and one is made")
+	}
+}
+
+// token checks a secret that can be given by itself or in a file.
+func (v *validation) token(setting, file string, given Secret, path string) {
+	switch {
+	case v.given(setting) && given == "":
+		v.one(setting, "is empty; leave it out and one is made")
+	case strings.ContainsAny(string(given), " \t\r\n"):
+		v.one(setting, "holds blanks; a token is one word")
+	}
+	if given != "" && path != "" && v.given(setting) {
+		v.bad([]string{file, setting}, "the token is given twice, by %s (%s) and by %s (%s); keep one", setting, v.from[setting], file, v.from[file])
+	}
 }
 
 func (v *validation) logging() {
@@ -127,15 +199,6 @@ func (v *validation) node() {
 	}
 	if filepath.Clean(n.DataDir) == "/" {
 		v.one("data-dir", "is the root folder; choose one of its own, such as /var/lib/podo")
-	}
-	switch {
-	case v.given("token") && n.Token == "":
-		v.one("token", "is empty; leave it out and one is made")
-	case strings.ContainsAny(string(n.Token), " \t\r\n"):
-		v.one("token", "holds blanks; a token is one word")
-	}
-	if n.Token != "" && n.TokenFile != "" && v.given("token") {
-		v.bad([]string{"token-file", "token"}, "the token is given twice, by token (%s) and by token-file (%s); keep one", v.from["token"], v.from["token-file"])
 	}
 	if n.Name != "" {
 		v.nodeName(n.Name)
@@ -274,6 +337,7 @@ func (v *validation) network() {
 		v.one("cluster-domain", "%q is not a DNS domain such as cluster.local: small letters, digits, dashes and dots", n.ClusterDomain)
 	}
 	v.nodePorts()
+	v.oneOf("egress-selector-mode", n.Egress, "agent", "pod", "cluster", "disabled")
 	switch n.FlannelBackend {
 	case "wireguard":
 		v.one("flannel-backend", "is called wireguard-native")
@@ -466,9 +530,6 @@ func (v *validation) args() {
 				v.one(f.Name, "%q would start nothing; the flags are listed at https://kubernetes.io/docs/reference/command-line-tools-reference/%s/", arg, component)
 			}
 		}
-	}
-	if len(v.cfg.Components.EtcdArgs) > 0 {
-		v.one("etcd-arg", "this server keeps its state in SQLite and runs no etcd, so nothing would read it; remove it")
 	}
 }
 

@@ -72,6 +72,16 @@ func SettingsOf(cfg config.Server) Settings {
 	return s
 }
 
+// SettingsOfAgent is SettingsOf for an agent, in a cluster with network n.
+func SettingsOfAgent(cfg config.Node, n config.Network, kubeProxy bool) Settings {
+	s := SettingsOf(config.Server{Node: cfg, Listener: config.Listener{Port: cfg.BalancerPort}, Network: n, Components: config.Components{NoKubeProxy: !kubeProxy}})
+	s.Ports[0].Use = "way to the API servers"
+	if cfg.NoBalancer {
+		s.Ports = s.Ports[1:]
+	}
+	return s
+}
+
 // Err joins every Fail into one error, or returns nil if there is none.
 func Err(findings []Finding) error {
 	var errs []error

@@ -100,7 +100,7 @@ func TestFlags(t *testing.T) {
 	t.Run("apiserver", func(t *testing.T) {
 		golden(t, "apiserver", func(p plan.Plan) ([]string, error) {
 			set, err := apiserver.Args(p.Server.APIServer)
-			return flags(set, err, func() (*apiserver.Server, error) { return apiserver.New(p.Server.APIServer, doors, log) })
+			return flags(set, err, func() (*apiserver.Server, error) { return apiserver.New(p.Server.APIServer, nil, doors, log) })
 		})
 	})
 	t.Run("controllermanager", func(t *testing.T) {

@@ -74,7 +74,8 @@ func (p Paths) PayloadImages() string { return filepath.Join(p.Bin(), "images") 
 // Token is the secret that lets a node join.
 func (p Paths) Token() string { return filepath.Join(p.Data, "server", "token") }
 
-// CA is a named certificate authority: "server", "client" or "request-header".
+// CA is a named certificate authority: "server", "kubelet", "client" or
+// "request-header".
 func (p Paths) CA(name string) Pair { return pair(p.Data, "server", "tls", "ca", name) }
 
 // ServiceAccountKey signs service-account tokens.
@@ -96,6 +97,18 @@ func (p Paths) StateDB() string { return filepath.Join(p.DB(), "state.db") }
 
 // Manifests is where people put manifests to deploy; ours are in addons below it.
 func (p Paths) Manifests() string { return filepath.Join(p.Data, "server", "manifests") }
+
+// AgentToken is the secret that lets a machine join as an agent, and no more.
+func (p Paths) AgentToken() string { return filepath.Join(p.Data, "server", "agent-token") }
+
+// Identity is the key that a node keeps its name by.
+func (p Paths) Identity() string { return filepath.Join(p.Data, "agent", "identity.key") }
+
+// Membership is what the cluster told this node when it joined.
+func (p Paths) Membership() string { return filepath.Join(p.Data, "agent", "membership.json") }
+
+// Servers is the list of API servers that this node's balancer knows.
+func (p Paths) Servers() string { return filepath.Join(p.Data, "agent", "servers.json") }
 
 // AgentLeaf is a certificate that a node presents, by component name.
 func (p Paths) AgentLeaf(name string) Pair { return pair(p.Data, "agent", "tls", name) }
@@ -125,11 +138,11 @@ func (p Paths) ContainerdState() string { return filepath.Join(p.Run, "container
 // ContainerdConfig is the configuration that podo renders at each start.
 func (p Paths) ContainerdConfig() string { return filepath.Join(p.Run, "containerd.toml") }
 
-// ContainerdLog is where the child's own log goes.
-func (p Paths) ContainerdLog() string { return filepath.Join(p.Data, "agent", "containerd.log") }
-
 // RegistryHosts is containerd's hosts.toml tree, rendered from Registries.
 func (p Paths) RegistryHosts() string { return filepath.Join(p.Data, "agent", "registry.d") }
+
+// EgressConfig tells the API server how to reach other nodes.
+func (p Paths) EgressConfig() string { return filepath.Join(p.Run, "egress.yaml") }
 
 // ResolvConf is the resolver file that pods inherit where the host's does not suit.
 func (p Paths) ResolvConf() string { return filepath.Join(p.Run, "resolv.conf") }

@@ -10,8 +10,9 @@ import (
 )
 
 const (
-	certBlock = "CERTIFICATE"
-	keyBlock  = "EC PRIVATE KEY"
+	certBlock    = "CERTIFICATE"
+	keyBlock     = "EC PRIVATE KEY"
+	requestBlock = "CERTIFICATE REQUEST"
 )
 
 func encode(block string, der []byte) []byte {

@@ -62,7 +62,7 @@ func TestTable(t *testing.T) {
 		"kube-controller-manager": {ClientCA, "system:kube-controller-manager", "", x509.ExtKeyUsageClientAuth, nil},
 		"kube-scheduler":          {ClientCA, "system:kube-scheduler", "", x509.ExtKeyUsageClientAuth, nil},
 		"kubelet":                 {ClientCA, "system:node:n1", "system:nodes", x509.ExtKeyUsageClientAuth, nil},
-		"kubelet-serving":         {ServerCA, "system:node:n1", "system:nodes", x509.ExtKeyUsageServerAuth, []string{"n1", "192.0.2.2", "fd00::2", "127.0.0.1", "localhost"}},
+		"kubelet-serving":         {KubeletCA, "system:node:n1", "system:nodes", x509.ExtKeyUsageServerAuth, []string{"n1", "192.0.2.2", "fd00::2", "127.0.0.1", "localhost"}},
 		"kube-proxy":              {ClientCA, "system:kube-proxy", "", x509.ExtKeyUsageClientAuth, nil},
 		"podo-node":               {ClientCA, "system:podo-node", "", x509.ExtKeyUsageClientAuth, nil},
 	}
@@ -330,7 +330,7 @@ func TestInterruptedFirstBoot(t *testing.T) {
 	now := time.Now()
 	whole := paths.New(t.TempDir())
 	ensure(t, whole, now)
-	for _, ca := range []string{ServerCA, ClientCA, RequestHeaderCA} {
+	for _, ca := range []string{ServerCA, KubeletCA, ClientCA, RequestHeaderCA} {
 		t.Run(ca, func(t *testing.T) {
 			p := paths.New(t.TempDir())
 			text, _ := os.ReadFile(whole.CA(ca).Key)

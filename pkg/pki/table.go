@@ -8,10 +8,13 @@ import (
 	"github.com/podo-dev/podo/pkg/paths"
 )
 
-// The certificate authorities. Kubernetes demands that the last two differ: one
-// who may speak for others must not be taken for a user of his own.
+// The certificate authorities. Kubernetes demands that those of clients and of the
+// aggregation layer differ: one who may speak for others must not be taken for a
+// user of his own. Kubelets have one of their own so that no certificate a node can
+// obtain, whatever names are in it, is ever taken for an API server's.
 const (
-	ServerCA        = "server"         // signs what servers and kubelets present
+	ServerCA        = "server"         // signs what API servers present
+	KubeletCA       = "kubelet"        // signs what kubelets present
 	ClientCA        = "client"         // signs what callers present
 	RequestHeaderCA = "request-header" // signs what the aggregation layer presents
 )
@@ -65,11 +68,16 @@ func Table(n Names) []Leaf {
 		{Name: "kube-scheduler", CA: ClientCA, CN: "system:kube-scheduler"},
 
 		{Name: "kubelet", CA: ClientCA, CN: "system:node:" + n.Node, Orgs: []string{"system:nodes"}, Node: true},
-		{Name: "kubelet-serving", CA: ServerCA, CN: "system:node:" + n.Node, Orgs: []string{"system:nodes"}, Usage: Serving, DNS: hostNames, IPs: hostIPs, Node: true},
+		{Name: "kubelet-serving", CA: KubeletCA, CN: "system:node:" + n.Node, Orgs: []string{"system:nodes"}, Usage: Serving, DNS: hostNames, IPs: hostIPs, Node: true},
 		// Flannel reads every node, which a kubelet's identity may not.
 		{Name: "podo-node", CA: ClientCA, CN: "system:podo-node", Node: true},
 		{Name: "kube-proxy", CA: ClientCA, CN: "system:kube-proxy", Node: true},
 	}
+}
+
+// NodeTable lists the rows that a node presents.
+func NodeTable(n Names) []Leaf {
+	return slices.DeleteFunc(Table(n), func(l Leaf) bool { return !l.Node })
 }
 
 // Files is where a leaf's certificate and key are kept.

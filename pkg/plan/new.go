@@ -24,7 +24,7 @@ func Batteries() []string { return []string{"coredns"} }
 // New decides. Environ is the environment of the process, of which the children
 // get the search path and the proxies.
 func New(cfg config.Server, facts host.Facts, environ []string) (Plan, error) {
-	d := decision{cfg: cfg, facts: facts, environ: environ, paths: paths.New(cfg.DataDir)}
+	d := decision{cfg: cfg, cluster: clusterOf(cfg), facts: facts, environ: environ, paths: paths.New(cfg.DataDir)}
 	d.name()
 	d.addresses()
 	d.gates()
@@ -38,8 +38,80 @@ func New(cfg config.Server, facts host.Facts, environ []string) (Plan, error) {
 	return p, nil
 }
 
+// Join decides how a machine asks to be let in.
+func Join(cfg config.Node, facts host.Facts) (Joining, error) {
+	d := decision{cfg: config.Server{Node: cfg}, facts: facts}
+	d.name()
+	id := Identity{Name: d.nodeName, Addresses: cfg.IP}
+	if len(id.Addresses) == 0 {
+		for _, route := range []host.Route{facts.Network.V4, facts.Network.V6} {
+			if route.Addr.IsValid() {
+				id.Addresses = append(id.Addresses, route.Addr)
+			}
+		}
+	}
+	if len(id.Addresses) == 0 {
+		d.wrong("node-ip: no interface of this host has an address that other nodes can reach; connect it or give --node-ip")
+	}
+	return Joining{Paths: paths.New(cfg.DataDir), Identity: id, Server: cfg.Join.Server, Token: cfg.Token, Unpinned: cfg.Unpinned}, errors.Join(d.errs...)
+}
+
+// NewAgent decides for a machine that joins a cluster.
+func NewAgent(cfg config.Node, facts host.Facts, cluster Cluster, environ []string) (Plan, error) {
+	d := decision{cfg: config.Server{Node: cfg}, cluster: cluster, facts: facts, environ: environ, paths: paths.New(cfg.DataDir)}
+	joining, err := Join(cfg, facts)
+	if err != nil {
+		return Plan{}, err
+	}
+	d.name()
+	d.addresses()
+	d.gates()
+	if err := errors.Join(d.errs...); err != nil {
+		return Plan{}, err
+	}
+	a := &Agent{
+		Paths:   d.paths,
+		Joining: joining,
+		API:     cfg.Join.Server,
+		Egress:  cluster.Egress,
+		PodCIDR: cluster.PodCIDR,
+	}
+	if !cfg.NoBalancer {
+		loopback := netip.AddrFrom4([4]byte{127, 0, 0, 1})
+		if d.ips[0].Is6() {
+			loopback = netip.IPv6Loopback()
+		}
+		a.Listen = netip.AddrPortFrom(loopback, uint16(cfg.BalancerPort))
+		a.API = "https://" + a.Listen.String()
+	}
+	node := d.node()
+	node.Kubelet.LeaseSeconds = agentLeaseSeconds
+	return Plan{Gates: d.gateSet, Agent: a, Node: node}, nil
+}
+
+// clusterOf is what a server tells nodes of its cluster.
+func clusterOf(cfg config.Server) Cluster {
+	n := cfg.Network
+	c := Cluster{
+		PodCIDR:        n.ClusterCIDR,
+		ServiceCIDR:    n.ServiceCIDR,
+		DNS:            n.ClusterDNS,
+		Domain:         n.ClusterDomain,
+		FlannelBackend: n.FlannelBackend,
+		FlannelIPv6NAT: n.FlannelIPv6NAT,
+		KubeProxy:      !cfg.Components.NoKubeProxy,
+		ExternalCloud:  cfg.Components.NoCloud,
+		Egress:         n.Egress,
+	}
+	if len(c.DNS) == 0 {
+		c.DNS = each(n.ServiceCIDR, 10)
+	}
+	return c
+}
+
 type decision struct {
-	cfg     config.Server
+	cfg     config.Server // of an agent, only what any node has
+	cluster Cluster
 	facts   host.Facts
 	environ []string
 	paths   paths.Paths
@@ -69,11 +141,11 @@ func (d *decision) name() {
 
 // addresses are the node's, of the families that the cluster has.
 func (d *decision) addresses() {
-	n := d.cfg.Network
+	n := d.cluster
 	if len(d.cfg.IP) > 0 {
 		d.ips = d.cfg.IP
 	} else {
-		for _, c := range n.ClusterCIDR {
+		for _, c := range n.PodCIDR {
 			route, family := d.facts.Network.V4, "IPv4"
 			if c.Addr().Is6() {
 				route, family = d.facts.Network.V6, "IPv6"
@@ -107,7 +179,7 @@ func (d *decision) addresses() {
 			for _, said := range []struct {
 				setting string
 				ranges  []netip.Prefix
-			}{{"cluster-cidr", n.ClusterCIDR}, {"service-cidr", n.ServiceCIDR}} {
+			}{{"cluster-cidr", n.PodCIDR}, {"service-cidr", n.ServiceCIDR}} {
 				for _, r := range said.ranges {
 					if r.Overlaps(own) {
 						d.wrong("%[1]s: %s overlaps %s on this host's interface %s; choose another range with --%[1]s", said.setting, r, own.Masked(), link.Name)
@@ -155,6 +227,7 @@ func (d *decision) server() *Server {
 				ExtraSANs:     d.extraSANs(),
 			},
 			Token: c.Token,
+			Agent: c.Agents.Token,
 		},
 		Storage: Storage{DB: p.StateDB(), Socket: p.Socket("kine")},
 		APIServer: APIServer{
@@ -182,7 +255,13 @@ func (d *decision) server() *Server {
 			Name:   c.Kubeconfig.Name,
 			Server: d.url(),
 		},
-		API: d.url(),
+		API:     d.url(),
+		Cluster: d.cluster,
+		Egress:  Egress{Mode: n.Egress},
+	}
+	if n.Egress != "disabled" {
+		s.Egress.Config, s.Egress.Socket = p.EgressConfig(), p.Socket("egress")
+		s.APIServer.EgressConfig = s.Egress.Config
 	}
 	if !c.Components.NoAgent {
 		s.NodeName = d.nodeName
@@ -194,7 +273,7 @@ func (d *decision) server() *Server {
 }
 
 func (d *decision) node() *Node {
-	c, p, n := d.cfg, d.paths, d.cfg.Network
+	c, p, n := d.cfg.Node, d.paths, d.cluster
 	systemd := d.facts.Cgroup.Driver == "systemd"
 	node := &Node{
 		Paths: p,
@@ -214,15 +293,15 @@ func (d *decision) node() *Node {
 			Paths:         p,
 			Name:          d.nodeName,
 			IPs:           d.ips,
-			ClusterDNS:    d.dns(),
-			ClusterDomain: n.ClusterDomain,
+			ClusterDNS:    n.DNS,
+			ClusterDomain: n.Domain,
 			ResolvConf:    d.resolvConf(),
 			Nameservers:   d.nameservers(),
 			Labels:        c.Labels,
 			Taints:        c.Taints,
 			SystemdCgroup: systemd,
 			CgroupV1:      d.facts.Cgroup.Mode != host.CgroupV2,
-			ExternalCloud: c.Components.NoCloud,
+			ExternalCloud: n.ExternalCloud,
 			ProtectKernel: c.ProtectKernelDefaults,
 			LeaseSeconds:  leaseSeconds,
 			Args:          c.KubeletArgs,
@@ -231,15 +310,15 @@ func (d *decision) node() *Node {
 	if c.Snapshotter == "overlayfs" {
 		node.Containerd.Snapshotter = d.facts.Storage.Snapshotter()
 	}
-	if !c.Components.NoKubeProxy {
-		node.Proxy = &Proxy{Paths: p, Name: d.nodeName, IPs: d.ips, PodCIDR: n.ClusterCIDR, Args: c.KubeProxyArgs}
+	if n.KubeProxy {
+		node.Proxy = &Proxy{Paths: p, Name: d.nodeName, IPs: d.ips, PodCIDR: n.PodCIDR, Args: c.KubeProxyArgs}
 	}
 	if n.FlannelBackend != "none" {
 		node.Network = &Network{
 			Paths:     p,
 			NodeName:  d.nodeName,
 			Backend:   n.FlannelBackend,
-			PodCIDR:   n.ClusterCIDR,
+			PodCIDR:   n.PodCIDR,
 			IPs:       d.ips,
 			Interface: d.link.Name,
 			MTU:       d.link.MTU - overhead(n.FlannelBackend, d.ips),
@@ -254,6 +333,9 @@ func (d *decision) node() *Node {
 // some 45 KB, so it is renewed every thirty seconds instead of every ten. The
 // controllers call a node unreachable after fifty.
 const leaseSeconds = 120
+
+// agentLeaseSeconds is Kubernetes' own: servers must notice when an agent dies.
+const agentLeaseSeconds = 40
 
 // overhead is what a packet grows by on its way to another node, in bytes: an
 // outer IP, UDP and VXLAN header around an Ethernet frame, or WireGuard's.
@@ -273,7 +355,7 @@ func overhead(backend string, ips []netip.Addr) int {
 
 func (d *decision) addons() Addons {
 	var addrs, families []string
-	for _, ip := range d.dns() {
+	for _, ip := range d.cluster.DNS {
 		addrs = append(addrs, strconv.Quote(ip.String()))
 		if ip.Is4() {
 			families = append(families, "IPv4")
@@ -287,7 +369,7 @@ func (d *decision) addons() Addons {
 	}
 	a := Addons{Values: map[string]string{
 		"CLUSTER_DOMAIN":   d.cfg.Network.ClusterDomain,
-		"CLUSTER_DNS":      d.dns()[0].String(),
+		"CLUSTER_DNS":      d.cluster.DNS[0].String(),
 		"CLUSTER_DNS_ALL":  strings.Join(addrs, ", "),
 		"IP_FAMILIES":      strings.Join(families, ", "),
 		"IP_FAMILY_POLICY": policy,
@@ -342,14 +424,6 @@ func (d *decision) nameservers() []netip.Addr {
 		return d.facts.Resolver.Servers
 	}
 	return nil
-}
-
-// dns is the address of the cluster's DNS service.
-func (d *decision) dns() []netip.Addr {
-	if len(d.cfg.Network.ClusterDNS) > 0 {
-		return d.cfg.Network.ClusterDNS
-	}
-	return each(d.cfg.Network.ServiceCIDR, 10)
 }
 
 func (d *decision) bind() netip.Addr {

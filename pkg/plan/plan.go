@@ -17,6 +17,7 @@ import (
 // A Plan is what one podo process runs. A nil part is not run.
 type Plan struct {
 	Server *Server
+	Agent  *Agent // on a machine whose servers are others
 	Node   *Node
 
 	// Gates are Kubernetes feature gates. They are one set for the whole process.
@@ -35,6 +36,42 @@ type Server struct {
 	Kubeconfig        Kubeconfig
 	API               string // URL of the API server as this machine reaches it
 	NodeName          string // of the node in this process; empty if there is none
+	Cluster           Cluster
+	Egress            Egress
+}
+
+// Egress is how the API server reaches other nodes.
+type Egress struct {
+	Mode   string // agent, pod, cluster or disabled
+	Config string // file that tells the API server; empty if it is to dial by itself
+	Socket string // where it asks for connections
+}
+
+// An Agent is a node's tie to its servers.
+type Agent struct {
+	Paths   paths.Paths
+	Joining Joining
+	API     string         // URL by which the node's parts reach the API
+	Listen  netip.AddrPort // of the balancer; invalid if there is none
+	Egress  string         // mode
+	PodCIDR []netip.Prefix
+}
+
+// Joining is how a machine asks to be let in. It is decided before the rest, since
+// what a node runs depends on the answer.
+type Joining struct {
+	Paths    paths.Paths
+	Identity Identity
+	Server   string // URL
+	Token    config.Secret
+	Unpinned bool
+}
+
+// An Identity is who a machine will be: its name, and every address it may be known
+// by in a cluster whose IP families are not known yet.
+type Identity struct {
+	Name      string
+	Addresses []netip.Addr
 }
 
 // Certificates is what the PKI issues for this process, and the join token.
@@ -42,6 +79,7 @@ type Certificates struct {
 	Paths paths.Paths
 	Names pki.Names
 	Token config.Secret // as given; empty means make one
+	Agent config.Secret // the agents' token, likewise
 }
 
 // Storage is the datastore.
@@ -60,6 +98,7 @@ type APIServer struct {
 	ServiceCIDR   []netip.Prefix
 	NodePortRange string
 	Issuer        string
+	EgressConfig  string   // file; empty means that every node is dialled
 	Args          []string // from the user
 }
 

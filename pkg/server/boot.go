@@ -49,7 +49,9 @@ type Deps struct {
 // Build adds the control plane to g. An error means that a flag passed through to
 // a component is wrong; all such mistakes are in it.
 func Build(g *lifecycle.Group, p plan.Server, d Deps) (Server, error) {
-	api, err1 := apiserver.New(p.APIServer, d.Gate, d.Log)
+	who := &keyring{plan: p}
+	super := newSupervisor(p, who, d.Gate, d.Log)
+	api, err1 := apiserver.New(p.APIServer, super.front, d.Gate, d.Log)
 	controllers, err2 := controllermanager.New(p.ControllerManager, d.Gate, d.Log)
 	var sched *scheduler.Scheduler
 	var err3 error
@@ -61,9 +63,14 @@ func Build(g *lifecycle.Group, p plan.Server, d Deps) (Server, error) {
 	}
 	s := Server{Store: sqlite.New(p.Storage, d.Log)}
 
-	s.Trust = g.Add(Trust(p))
+	s.Trust = g.Add(who.component())
 	store := g.Add(s.Store, s.Trust) // a cluster's CA comes before its first object
-	s.API = g.Add(lifecycle.Within(patience, api), store, s.Trust)
+	needs := []lifecycle.Need{store, s.Trust}
+	if p.Egress.Config != "" {
+		needs = append(needs, g.Add(super.egress()))
+	}
+	s.API = g.Add(lifecycle.Within(patience, api), needs...)
+	g.Add(super.component(), s.API)
 	g.Add(controllers, s.API.Begun())
 	if sched != nil {
 		g.Add(sched, s.API.Begun())

@@ -48,7 +48,7 @@ func trust(t *testing.T, p plan.Server) error {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
 	defer cancel()
-	return Trust(p).Run(ctx, cancel)
+	return (&keyring{plan: p}).component().Run(ctx, cancel)
 }
 
 // tree lists every file below dir with its mode and content.
@@ -134,7 +134,7 @@ func TestAdministratorsKubeconfig(t *testing.T) {
 	p.Kubeconfig.Mode, p.Kubeconfig.Name, p.Kubeconfig.Server = 0o640, "vineyard", "https://192.0.2.10:6443"
 	me, err := user.LookupGroupId("0")
 	if err != nil {
-		t.Skip(err)
+		t.Fatal(err)
 	}
 	p.Kubeconfig.Group = me.Name
 	if os.Geteuid() != 0 {
@@ -169,7 +169,9 @@ func TestAdministratorsKubeconfig(t *testing.T) {
 	}
 }
 
-func TestTrustContract(t *testing.T) { lifecycletest.Check(t, Trust(server(t, t.TempDir()))) }
+func TestTrustContract(t *testing.T) {
+	lifecycletest.Check(t, (&keyring{plan: server(t, t.TempDir())}).component())
+}
 
 // TestBuild checks the boot order: who waits for whom.
 func TestBuild(t *testing.T) {
@@ -191,7 +193,9 @@ func TestBuild(t *testing.T) {
 	want := []string{
 		"certificates <",
 		"datastore < certificates",
-		"kube-apiserver < certificates datastore",
+		"egress <",
+		"kube-apiserver < certificates datastore egress",
+		"supervisor < kube-apiserver",
 		"kube-controller-manager < kube-apiserver",
 		"kube-scheduler < kube-apiserver",
 		"node-role < kube-apiserver",

@@ -8,11 +8,13 @@ import (
 	"os"
 	"os/user"
 	"strconv"
+	"sync"
 	"time"
 
 	"k8s.io/client-go/rest"
 
 	"github.com/podo-dev/podo/pkg/atomicfile"
+	"github.com/podo-dev/podo/pkg/join"
 	"github.com/podo-dev/podo/pkg/kubeconfig"
 	"github.com/podo-dev/podo/pkg/lifecycle"
 	"github.com/podo-dev/podo/pkg/paths"
@@ -21,23 +23,60 @@ import (
 	"github.com/podo-dev/podo/pkg/token"
 )
 
-// Trust is everything that says who is who: the CAs, the certificates, the join
-// token, and a kubeconfig for every component and for the administrator.
-func Trust(p plan.Server) lifecycle.Component {
+// keyring is everything that says who is who: the CAs, the certificates, the join
+// tokens, and a kubeconfig for every component and for the administrator.
+type keyring struct {
+	plan plan.Server
+
+	mu  sync.Mutex
+	cas pki.Authorities // nil until they and the tokens are on disk
+}
+
+func (t *keyring) component() lifecycle.Component {
 	return lifecycle.Task("certificates", func(context.Context) error {
-		cas, _, err := pki.Ensure(p.Paths, pki.Table(p.Certificates.Names), time.Now)
+		names := t.plan.Certificates
+		cas, _, err := pki.Ensure(t.plan.Paths, pki.Table(names.Names), time.Now)
 		if err != nil {
 			return err
 		}
 		ca := cas[pki.ServerCA].PEM
-		if _, err := token.Ensure(p.Paths.Token(), p.Certificates.Token, ca); err != nil {
+		if _, err := token.Ensure(t.plan.Paths.Token(), token.Server, names.Token, ca); err != nil {
 			return err
 		}
-		if err := internal(p); err != nil {
+		if _, err := token.Ensure(t.plan.Paths.AgentToken(), token.Agent, names.Agent, ca); err != nil {
 			return err
 		}
-		return administrator(p.Paths, p.Kubeconfig, ca)
+		t.mu.Lock()
+		t.cas = cas
+		t.mu.Unlock()
+		if err := internal(t.plan); err != nil {
+			return err
+		}
+		return administrator(t.plan.Paths, t.plan.Kubeconfig, ca)
 	})
+}
+
+func (t *keyring) authorities() (pki.Authorities, error) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.cas == nil {
+		return nil, join.ErrStarting
+	}
+	return t.cas, nil
+}
+
+// forAgents are the tokens that let a machine join as an agent. They are read anew,
+// since podo token rotate may have replaced them.
+func (t *keyring) forAgents() ([]token.Token, error) {
+	if _, err := t.authorities(); err != nil {
+		return nil, err
+	}
+	server, err := token.Read(t.plan.Paths.Token())
+	if err != nil {
+		return nil, err
+	}
+	agent, err := token.Read(t.plan.Paths.AgentToken())
+	return []token.Token{server, agent}, err
 }
 
 // internal writes the kubeconfigs of podo's own parts. They name certificates by

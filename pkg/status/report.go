@@ -5,6 +5,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/podo-dev/podo/pkg/balancer"
 	"github.com/podo-dev/podo/pkg/lifecycle"
 )
 
@@ -20,6 +21,7 @@ type Report struct {
 	Components []lifecycle.Status `json:"components"`
 	Node       *Node              `json:"node,omitempty"`
 	API        *API               `json:"api,omitempty"`
+	Servers    []balancer.Server  `json:"servers,omitempty"` // that an agent knows
 	Datastore  *Datastore         `json:"datastore,omitempty"`
 }
 

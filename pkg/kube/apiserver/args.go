@@ -25,7 +25,7 @@ func Args(p plan.APIServer) (args.Set, error) {
 		"tls-cert-file":                      {serving.Cert},
 		"tls-private-key-file":               {serving.Key},
 		"client-ca-file":                     {f.CA("client").Cert},
-		"kubelet-certificate-authority":      {f.CA("server").Cert},
+		"kubelet-certificate-authority":      {f.CA("kubelet").Cert},
 		"kubelet-client-certificate":         {kubelet.Cert},
 		"kubelet-client-key":                 {kubelet.Key},
 		"kubelet-preferred-address-types":    {"InternalIP,ExternalIP,Hostname"},
@@ -51,6 +51,9 @@ func Args(p plan.APIServer) (args.Set, error) {
 		// ten seconds is most of what an idle disk would see.
 		"endpoint-reconciler-type": {"master-count"},
 	}
+	if p.EgressConfig != "" {
+		ours["egress-selector-config-file"] = []string{p.EgressConfig}
+	}
 	if hasAny(p.Args, "anonymous-auth", "authentication-config") || hasPrefix(p.Args, "oidc-") {
 		delete(ours, "authentication-config") // upstream refuses it beside the older flags
 		if !hasAny(p.Args, "authentication-config") {
@@ -59,6 +62,7 @@ func Args(p plan.APIServer) (args.Set, error) {
 	}
 	return ours.Merge("kube-apiserver-arg", p.Args, args.Deny(map[string]string{
 		"etcd-servers":                     "the datastore is podo's own",
+		"egress-selector-config-file":      "use --egress-selector-mode",
 		"secure-port":                      "use --https-listen-port",
 		"bind-address":                     "use --bind-address",
 		"service-cluster-ip-range":         "use --service-cidr",

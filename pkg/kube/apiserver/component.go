@@ -10,6 +10,7 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"net/http"
 	"os"
 	"path/filepath"
 	"time"
@@ -32,13 +33,15 @@ import (
 type Server struct {
 	plan    plan.APIServer
 	options *options.ServerRunOptions
+	front   func(http.Handler) http.Handler
 	gate    *gate.Gate
 	log     *slog.Logger
 }
 
 // New checks the flags of p. Nothing runs until Run, which opens g once the API
-// is ready and closes it when told to stop.
-func New(p plan.APIServer, g *gate.Gate, log *slog.Logger) (*Server, error) {
+// is ready and closes it when told to stop. What front returns serves every request
+// of the port, before any of Kubernetes' own checks.
+func New(p plan.APIServer, front func(http.Handler) http.Handler, g *gate.Gate, log *slog.Logger) (*Server, error) {
 	set, err := Args(p)
 	if err != nil {
 		return nil, err
@@ -47,7 +50,7 @@ func New(p plan.APIServer, g *gate.Gate, log *slog.Logger) (*Server, error) {
 	if err := kube.Parse("kube-apiserver-arg", o.Flags(), set.Flags()); err != nil {
 		return nil, err
 	}
-	return &Server{plan: p, options: o, gate: g, log: log}, nil
+	return &Server{plan: p, options: o, front: front, gate: g, log: log}, nil
 }
 
 // Name is the component's name.
@@ -77,6 +80,12 @@ func (s *Server) Run(ctx context.Context, ready func()) error {
 	}
 	generic := config.KubeAPIs.ControlPlane.Generic
 	generic.DisabledPostStartHooks.Insert(rbacrest.PostStartHookName, schedulingrest.PostStartHookName)
+	// The aggregator is the outermost of the chained servers.
+	outer := config.Aggregator.GenericConfig
+	chainFor := outer.BuildHandlerChainFunc
+	outer.BuildHandlerChainFunc = func(api http.Handler, c *genericapiserver.Config) http.Handler {
+		return s.front(chainFor(api, c))
+	}
 	done, err := config.Complete()
 	if err != nil {
 		return err
@@ -102,7 +111,7 @@ func (s *Server) Run(ctx context.Context, ready func()) error {
 	// moment for what is in flight, everybody else.
 	defer context.AfterFunc(ctx, func() {
 		s.gate.Close()
-		time.AfterFunc(goodbye, port.cut)
+		time.AfterFunc(goodbye, port.Cut)
 	})()
 	return prepared.Run(ctx)
 }

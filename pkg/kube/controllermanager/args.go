@@ -10,7 +10,7 @@ import (
 // laid over.
 func Args(p plan.ControllerManager) (args.Set, error) {
 	f := p.Paths
-	client, server := f.CA("client"), f.CA("server")
+	client, server, kubelet := f.CA("client"), f.CA("server"), f.CA("kubelet")
 	return args.Set{
 		"kubeconfig":                      {f.ServerKubeconfig("kube-controller-manager")},
 		"use-service-account-credentials": {"true"},
@@ -25,8 +25,8 @@ func Args(p plan.ControllerManager) (args.Set, error) {
 		"cluster-signing-kube-apiserver-client-key-file":  {client.Key},
 		"cluster-signing-kubelet-client-cert-file":        {client.Cert},
 		"cluster-signing-kubelet-client-key-file":         {client.Key},
-		"cluster-signing-kubelet-serving-cert-file":       {server.Cert},
-		"cluster-signing-kubelet-serving-key-file":        {server.Key},
+		"cluster-signing-kubelet-serving-cert-file":       {kubelet.Cert},
+		"cluster-signing-kubelet-serving-key-file":        {kubelet.Key},
 		"cluster-signing-legacy-unknown-cert-file":        {client.Cert},
 		"cluster-signing-legacy-unknown-key-file":         {client.Key},
 		"allocate-node-cidrs":                             {"true"},

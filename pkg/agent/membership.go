@@ -1,0 +1,305 @@
+package agent
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/netip"
+	"net/url"
+	"os"
+	"reflect"
+	"time"
+
+	discoveryv1 "k8s.io/api/discovery/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/informers"
+	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/tools/cache"
+
+	"github.com/podo-dev/podo/pkg/balancer"
+	"github.com/podo-dev/podo/pkg/gate"
+	"github.com/podo-dev/podo/pkg/join"
+	"github.com/podo-dev/podo/pkg/kubeconfig"
+	"github.com/podo-dev/podo/pkg/lifecycle"
+	"github.com/podo-dev/podo/pkg/pki"
+	"github.com/podo-dev/podo/pkg/plan"
+	"github.com/podo-dev/podo/pkg/tunnel"
+)
+
+// Joiner is the plan's half of the join protocol.
+func Joiner(cfg plan.Joining, log *slog.Logger) join.Joiner {
+	return join.Joiner{
+		Paths: cfg.Paths, Server: cfg.Server, Token: cfg.Token, Unpinned: cfg.Unpinned,
+		Name: cfg.Identity.Name, Addresses: cfg.Identity.Addresses, Now: time.Now, Log: log,
+	}
+}
+
+// Tie is a node's connection to servers elsewhere, as status tells it.
+type Tie struct {
+	API     *lifecycle.Unit // the node's parts may talk to the API
+	Servers func() []balancer.Server
+	Healthy func(context.Context) error // reports whether some server answers
+}
+
+// Join adds to g what ties a node to its servers. An agent's parts start whether a
+// server answers or not. What was given is asked for again soon, unless it is fresh.
+func Join(g *lifecycle.Group, p plan.Agent, given join.Membership, fresh bool, doors *gate.Gate, log *slog.Logger) (Tie, error) {
+	m, err := newMember(p, given, fresh, doors, log)
+	if err != nil {
+		return Tie{}, err
+	}
+	tie := Tie{Servers: func() []balancer.Server { return nil }, Healthy: m.answers}
+	var needs []lifecycle.Need
+	if m.balancer != nil {
+		needs = append(needs, g.Add(m.balancer))
+		tie.Servers = m.balancer.Servers
+	}
+	tie.API = g.Add(m.open(), needs...)
+	g.Add(m.keep(), tie.API)
+	if m.balancer != nil {
+		g.Add(m.follow(), tie.API)
+	}
+	if tunnel.Mode(p.Egress) != tunnel.ModeDisabled {
+		g.Add(m.tunnels(), tie.API)
+	}
+	return tie, nil
+}
+
+// member ties a node to servers elsewhere: its way to the API, the tunnels back,
+// and certificates that never end.
+type member struct {
+	plan     plan.Agent
+	given    join.Membership
+	fresh    bool // given was asked for since the start
+	gate     *gate.Gate
+	balancer *balancer.Balancer // nil if there is none
+	log      *slog.Logger
+}
+
+func newMember(p plan.Agent, given join.Membership, fresh bool, g *gate.Gate, log *slog.Logger) (*member, error) {
+	m := &member{plan: p, given: given, fresh: fresh, gate: g, log: log}
+	if !p.Listen.IsValid() {
+		return m, nil
+	}
+	first, err := hostPort(p.Joining.Server)
+	if err != nil {
+		return nil, err
+	}
+	m.balancer = balancer.New(balancer.Options{Listen: p.Listen, File: p.Paths.Servers(), First: []string{first}, Healthy: m.healthy, Log: log})
+	if len(given.Servers) > 0 {
+		m.balancer.Set(given.Servers)
+	}
+	return m, nil
+}
+
+// hostPort is what a URL's host is dialled by.
+func hostPort(server string) (string, error) {
+	u, err := url.Parse(server)
+	if err != nil {
+		return "", fmt.Errorf("server: %w", err)
+	}
+	port := u.Port()
+	if port == "" {
+		port = "443"
+	}
+	return net.JoinHostPort(u.Hostname(), port), nil
+}
+
+// open lets the node's parts through to the API. They start whether a server
+// answers or not.
+func (m *member) open() lifecycle.Component {
+	return lifecycle.Func("api", func(ctx context.Context, ready func()) error {
+		for _, l := range pki.NodeTable(pki.Names{Node: m.plan.Joining.Identity.Name}) {
+			if l.Usage != pki.Client {
+				continue
+			}
+			files := l.Files(m.plan.Paths)
+			err := kubeconfig.Write(m.plan.Paths.AgentKubeconfig(l.Name), kubeconfig.Config{
+				Name: "podo", Server: m.plan.API, CAFile: m.plan.Paths.AgentCA(pki.ServerCA), CertFile: files.Cert, KeyFile: files.Key,
+			}, kubeconfig.DefaultMode)
+			if err != nil {
+				return err
+			}
+		}
+		m.gate.Open()
+		ready()
+		<-ctx.Done()
+		m.gate.Close()
+		return nil
+	})
+}
+
+// Certificates are looked at each time the first pause has passed, and asked for
+// anew when a third of their life is left or they no longer fit.
+const (
+	look      = time.Hour
+	lookAgain = 30 * time.Second
+)
+
+// keep renews what the cluster gave, at the start and then in time. A cluster that
+// has given this node's name to another machine ends the process.
+func (m *member) keep() lifecycle.Component {
+	return lifecycle.Func("membership", func(ctx context.Context, ready func()) error {
+		ready()
+		j := Joiner(m.plan.Joining, m.log)
+		j.Server, j.Token = m.plan.API, "" // by now the identity is enough, and any server will do
+		for {
+			pause := look
+			if !m.fresh || j.Stale(m.given) != nil {
+				given, err := j.Renew(ctx)
+				var no *join.Refusal
+				switch {
+				case err == nil:
+					m.fresh = true
+					m.compare(given)
+				case ctx.Err() != nil:
+					return nil
+				case errors.As(err, &no) && no.Reason == join.NameTaken:
+					return fmt.Errorf("membership: %w", err)
+				default:
+					m.log.Debug("membership not renewed", "component", "membership", "err", err)
+					if m.ending(j) {
+						m.log.Warn("certificates of this node end soon, and no server renews them", "component", "membership", "err", err)
+					}
+					pause = lookAgain
+				}
+			}
+			select {
+			case <-ctx.Done():
+				return nil
+			case <-time.After(pause):
+			}
+		}
+	})
+}
+
+// ending reports whether certificates are stale by age, so that somebody should act.
+func (m *member) ending(j join.Joiner) bool { return j.Stale(m.given) != nil }
+
+// compare says what a restart would change.
+func (m *member) compare(given join.Membership) {
+	if !reflect.DeepEqual(given.Cluster, m.given.Cluster) {
+		m.log.Warn("the cluster's settings have changed since this node started; they take effect when podo is started again", "component", "membership")
+	}
+	m.given.CAs = given.CAs
+}
+
+// follow keeps the balancer's list as the cluster publishes it.
+func (m *member) follow() lifecycle.Component {
+	return lifecycle.Func("servers", func(ctx context.Context, ready func()) error {
+		rc, err := kubeconfig.Client(m.plan.Paths.AgentKubeconfig("podo-node"), m.gate.Dial)
+		if err != nil {
+			return err
+		}
+		client, err := kubernetes.NewForConfig(rc)
+		if err != nil {
+			return err
+		}
+		factory := informers.NewSharedInformerFactoryWithOptions(client, 0, informers.WithNamespace(metav1.NamespaceDefault),
+			informers.WithTweakListOptions(func(o *metav1.ListOptions) { o.LabelSelector = discoveryv1.LabelServiceName + "=kubernetes" }))
+		informer := factory.Discovery().V1().EndpointSlices().Informer()
+		set := func(any) {
+			var list []discoveryv1.EndpointSlice
+			for _, o := range informer.GetStore().List() {
+				list = append(list, *o.(*discoveryv1.EndpointSlice))
+			}
+			m.balancer.Set(join.Addresses(list)) // none at all is a server that restarts
+		}
+		if _, err := informer.AddEventHandler(cache.ResourceEventHandlerFuncs{
+			AddFunc: set, DeleteFunc: set, UpdateFunc: func(_, o any) { set(o) },
+		}); err != nil {
+			return err
+		}
+		factory.StartWithContext(ctx)
+		ready()
+		<-ctx.Done()
+		factory.Shutdown()
+		return nil
+	})
+}
+
+// tunnels are the ways back from every server to this node.
+func (m *member) tunnels() *tunnel.Agent {
+	o := tunnel.AgentOptions{
+		Dial:    func(ctx context.Context, addr string) (net.Conn, error) { return m.dial(ctx, addr, true) },
+		Kubelet: net.JoinHostPort(m.loopback().String(), "10250"),
+		Log:     m.log,
+	}
+	switch tunnel.Mode(m.plan.Egress) {
+	case tunnel.ModePod, tunnel.ModeCluster:
+		o.Reach = func() []netip.Prefix { return m.plan.PodCIDR }
+	}
+	if m.balancer == nil {
+		server, _ := hostPort(m.plan.Joining.Server) // newMember has read it
+		o.Servers = func() []string { return []string{server} }
+	} else {
+		o.Servers = func() []string { list, _ := m.balancer.Watch(); return list }
+		o.Changed = func() <-chan struct{} { _, changed := m.balancer.Watch(); return changed }
+	}
+	return tunnel.NewAgent(o)
+}
+
+func (m *member) loopback() netip.Addr {
+	if m.plan.Joining.Identity.Addresses[0].Is6() {
+		return netip.IPv6Loopback()
+	}
+	return netip.AddrFrom4([4]byte{127, 0, 0, 1})
+}
+
+// dial connects to one server with TLS, as this node if it is to be known.
+func (m *member) dial(ctx context.Context, addr string, known bool) (net.Conn, error) {
+	ca, err := os.ReadFile(m.plan.Paths.AgentCA(pki.ServerCA))
+	if err != nil {
+		return nil, err
+	}
+	host, _, err := net.SplitHostPort(addr)
+	if err != nil {
+		return nil, err
+	}
+	c := &tls.Config{RootCAs: x509.NewCertPool(), ServerName: host, MinVersion: tls.VersionTLS12, NextProtos: []string{"http/1.1"}}
+	c.RootCAs.AppendCertsFromPEM(ca)
+	if known {
+		leaf := m.plan.Paths.AgentLeaf("kubelet")
+		cert, err := tls.LoadX509KeyPair(leaf.Cert, leaf.Key)
+		if err != nil {
+			return nil, err
+		}
+		c.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return &cert, nil }
+	}
+	return (&tls.Dialer{NetDialer: &net.Dialer{Timeout: 5 * time.Second}, Config: c}).DialContext(ctx, "tcp", addr)
+}
+
+// answers reports whether the API can be reached the way that the node's parts do.
+func (m *member) answers(ctx context.Context) error {
+	addr, err := hostPort(m.plan.API)
+	if err != nil {
+		return err
+	}
+	return m.healthy(ctx, addr)
+}
+
+// healthy asks a server whether it is ready.
+func (m *member) healthy(ctx context.Context, addr string) error {
+	c := &http.Client{Transport: &http.Transport{
+		DisableKeepAlives: true,
+		DialTLSContext:    func(ctx context.Context, _, addr string) (net.Conn, error) { return m.dial(ctx, addr, false) },
+	}}
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "https://"+addr+"/readyz", nil)
+	if err != nil {
+		return err
+	}
+	res, err := c.Do(req)
+	if err != nil {
+		return err
+	}
+	res.Body.Close()
+	if res.StatusCode != http.StatusOK {
+		return fmt.Errorf("/readyz answers %s", res.Status)
+	}
+	return nil
+}

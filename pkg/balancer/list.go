@@ -1,0 +1,94 @@
+package balancer
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net"
+	"net/netip"
+	"os"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/podo-dev/podo/pkg/atomicfile"
+)
+
+// file is what is kept on disk.
+type file struct {
+	Servers []string `json:"servers"`
+}
+
+// load returns the list on disk, or nothing if there is none.
+func (b *Balancer) load() ([]string, error) {
+	if b.opts.File == "" {
+		return nil, nil
+	}
+	data, err := os.ReadFile(b.opts.File)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	var f file
+	if err := json.Unmarshal(data, &f); err != nil {
+		return nil, err
+	}
+	list, err := b.clean(f.Servers)
+	if err != nil {
+		return nil, err
+	}
+	if len(list) == 0 {
+		return nil, errors.New("no server in it")
+	}
+	return list, nil
+}
+
+func (b *Balancer) save(list []string) error {
+	if b.opts.File == "" {
+		return nil
+	}
+	data, err := json.Marshal(file{Servers: list})
+	if err != nil {
+		return err
+	}
+	_, err = atomicfile.WriteIfChanged(b.opts.File, append(data, '\n'), 0o600)
+	return err
+}
+
+// clean returns the valid addresses, sorted, each once and in one spelling, and an
+// error that names the others.
+func (b *Balancer) clean(addrs []string) ([]string, error) {
+	var out []string
+	var errs []error
+	for _, addr := range addrs {
+		host, port, err := net.SplitHostPort(addr)
+		if err == nil && host == "" {
+			err = fmt.Errorf("address %s: no host", addr)
+		}
+		if err == nil {
+			var n uint64
+			if n, err = strconv.ParseUint(port, 10, 16); err == nil && n == 0 {
+				err = fmt.Errorf("address %s: no port", addr)
+			}
+		}
+		if err != nil {
+			errs = append(errs, err)
+			continue
+		}
+		host = strings.ToLower(host)
+		if ip, err := netip.ParseAddr(host); err == nil {
+			host = ip.Unmap().String()
+		}
+		addr = net.JoinHostPort(host, port)
+		if addr == b.opts.Listen.String() {
+			errs = append(errs, fmt.Errorf("address %s: the balancer's own", addr))
+			continue
+		}
+		out = append(out, addr)
+	}
+	slices.Sort(out)
+	return slices.Compact(out), errors.Join(errs...)
+}

@@ -1,0 +1,173 @@
+package server
+
+import (
+	"context"
+	"log/slog"
+	"net/http"
+	"net/netip"
+	"slices"
+	"sync"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	discoveryv1 "k8s.io/api/discovery/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/labels"
+	"k8s.io/client-go/informers"
+	"k8s.io/client-go/kubernetes"
+	corelisters "k8s.io/client-go/listers/core/v1"
+
+	"github.com/podo-dev/podo/pkg/atomicfile"
+	"github.com/podo-dev/podo/pkg/gate"
+	"github.com/podo-dev/podo/pkg/join"
+	"github.com/podo-dev/podo/pkg/kubeconfig"
+	"github.com/podo-dev/podo/pkg/lifecycle"
+	"github.com/podo-dev/podo/pkg/plan"
+	"github.com/podo-dev/podo/pkg/tunnel"
+)
+
+// supervisor is podo's own side of the API port: it lets machines join, and keeps
+// the tunnels by which their kubelets are reached.
+type supervisor struct {
+	plan  plan.Server
+	trust *keyring
+	gate  *gate.Gate
+	hub   *tunnel.Hub
+	log   *slog.Logger
+
+	mu     sync.Mutex
+	client kubernetes.Interface   // nil until the API is ready
+	nodes  corelisters.NodeLister // likewise
+}
+
+func newSupervisor(p plan.Server, t *keyring, g *gate.Gate, log *slog.Logger) *supervisor {
+	s := &supervisor{plan: p, trust: t, gate: g, log: log}
+	s.hub = tunnel.NewHub(tunnel.Mode(p.Egress.Mode), s.owner, log)
+	return s
+}
+
+// front puts podo's own paths before the Kubernetes API.
+func (s *supervisor) front(next http.Handler) http.Handler {
+	return join.Handler(join.Options{
+		Cluster:     s.plan.Cluster,
+		Authorities: s.trust.authorities,
+		Tokens:      s.trust.forAgents,
+		Records:     s.records,
+		Servers:     s.servers,
+		Tunnel:      s.hub.Accept,
+		Now:         time.Now,
+		Log:         s.log,
+	}, next)
+}
+
+// egress serves the API server's connections to nodes, and tells it so.
+func (s *supervisor) egress() lifecycle.Component {
+	e := s.plan.Egress
+	connect := tunnel.Connect(s.hub, e.Socket)
+	return lifecycle.Func(connect.Name(), func(ctx context.Context, ready func()) error {
+		if err := atomicfile.Write(e.Config, tunnel.EgressConfig(tunnel.Mode(e.Mode), e.Socket), 0o600); err != nil {
+			return err
+		}
+		return connect.Run(ctx, ready)
+	})
+}
+
+// component knows the cluster's nodes, once the API is there to tell.
+func (s *supervisor) component() lifecycle.Component {
+	return lifecycle.Func("supervisor", func(ctx context.Context, ready func()) error {
+		rc, err := kubeconfig.Client(s.plan.Paths.ServerKubeconfig("podo"), s.gate.Dial)
+		if err != nil {
+			return err
+		}
+		client, err := kubernetes.NewForConfig(rc)
+		if err != nil {
+			return err
+		}
+		factory := informers.NewSharedInformerFactoryWithOptions(client, 0, informers.WithTransform(addressesOnly))
+		lister := factory.Core().V1().Nodes().Lister()
+		factory.StartWithContext(ctx)
+		defer factory.Shutdown()
+		factory.WaitForCacheSyncWithContext(ctx)
+		s.mu.Lock()
+		s.client, s.nodes = client, lister
+		s.mu.Unlock()
+		ready()
+		<-ctx.Done()
+		return nil
+	})
+}
+
+// addressesOnly keeps of a node what owner asks for; the rest would be memory.
+func addressesOnly(object any) (any, error) {
+	n, ok := object.(*corev1.Node)
+	if !ok {
+		return object, nil
+	}
+	return &corev1.Node{
+		ObjectMeta: metav1.ObjectMeta{Name: n.Name, UID: n.UID, ResourceVersion: n.ResourceVersion},
+		Spec:       corev1.NodeSpec{PodCIDRs: n.Spec.PodCIDRs},
+		Status:     corev1.NodeStatus{Addresses: n.Status.Addresses, DaemonEndpoints: n.Status.DaemonEndpoints},
+	}, nil
+}
+
+func (s *supervisor) api() (kubernetes.Interface, corelisters.NodeLister, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.client == nil {
+		return nil, nil, join.ErrStarting
+	}
+	return s.client, s.nodes, nil
+}
+
+func (s *supervisor) records() (*join.Records, error) {
+	client, _, err := s.api()
+	if err != nil {
+		return nil, err
+	}
+	return join.NewRecords(client), nil
+}
+
+// servers are the addresses that the API servers have published of themselves.
+func (s *supervisor) servers(ctx context.Context) ([]string, error) {
+	client, _, err := s.api()
+	if err != nil {
+		return nil, err
+	}
+	list, err := client.DiscoveryV1().EndpointSlices(metav1.NamespaceDefault).List(ctx, metav1.ListOptions{LabelSelector: discoveryv1.LabelServiceName + "=kubernetes"})
+	if err != nil {
+		return nil, err
+	}
+	return join.Addresses(list.Items), nil
+}
+
+// owner says which node an address is of. This server's own node is dialled.
+func (s *supervisor) owner(host string) (tunnel.Place, bool) {
+	_, lister, err := s.api()
+	if err != nil {
+		return tunnel.Place{}, false
+	}
+	all, err := lister.List(labels.Everything())
+	if err != nil {
+		return tunnel.Place{}, false
+	}
+	ip, _ := netip.ParseAddr(host)
+	for _, n := range all {
+		if n.Name == s.plan.NodeName {
+			continue
+		}
+		place := tunnel.Place{Node: n.Name, KubeletPort: uint16(n.Status.DaemonEndpoints.KubeletEndpoint.Port)}
+		if n.Name == host || slices.ContainsFunc(n.Status.Addresses, func(a corev1.NodeAddress) bool { return a.Address == host }) {
+			return place, true
+		}
+		if ip.IsValid() && slices.ContainsFunc(n.Spec.PodCIDRs, func(c string) bool { return contains(c, ip) }) {
+			place.Pod = true
+			return place, true
+		}
+	}
+	return tunnel.Place{}, false
+}
+
+func contains(cidr string, ip netip.Addr) bool {
+	p, err := netip.ParsePrefix(cidr)
+	return err == nil && p.Contains(ip)
+}

@@ -1,0 +1,178 @@
+package hosts
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+)
+
+const cgroupRoot = "/sys/fs/cgroup"
+
+// groups are the machine's hierarchies of control groups. Each host has a group in
+// every one, which it sees as the root.
+type groups struct {
+	Trees []tree
+	Links map[string]string // those beside the mounts, as cpu -> cpu,cpuacct
+}
+
+// A tree is one hierarchy: the only one of version 2, or one of several.
+type tree struct {
+	Dir     string
+	Kind    string // cgroup or cgroup2
+	Options string // that tell hierarchies of version 1 apart
+}
+
+func findGroups() (groups, error) {
+	g := groups{Links: map[string]string{}}
+	text, err := os.ReadFile("/proc/self/mountinfo")
+	if err != nil {
+		return g, err
+	}
+	for line := range strings.Lines(string(text)) {
+		front, back, _ := strings.Cut(line, " - ")
+		at, what := strings.Fields(front), strings.Fields(back)
+		if len(at) < 5 || len(what) < 3 || !strings.HasPrefix(what[0], "cgroup") {
+			continue
+		}
+		dir := at[4]
+		if dir != cgroupRoot && filepath.Dir(dir) != cgroupRoot {
+			continue
+		}
+		t := tree{Dir: dir, Kind: what[0]}
+		if t.Kind == "cgroup" {
+			var options []string
+			for o := range strings.SplitSeq(what[2], ",") {
+				switch {
+				case strings.HasPrefix(o, "name="):
+					options = append(options, "none", o)
+				case strings.Contains(o, "=") || slices.Contains([]string{"rw", "ro", "xattr", "clone_children", "noprefix", "cpuset_v2_mode"}, o):
+				default:
+					options = append(options, o)
+				}
+			}
+			t.Options = strings.Join(options, ",")
+		}
+		g.Trees = append(g.Trees, t)
+	}
+	if len(g.Trees) == 0 {
+		return g, fmt.Errorf("%s: no control groups are mounted", cgroupRoot)
+	}
+	entries, err := os.ReadDir(cgroupRoot)
+	if err != nil {
+		return g, err
+	}
+	for _, e := range entries {
+		if e.Type()&fs.ModeSymlink == 0 {
+			continue
+		}
+		from := filepath.Join(cgroupRoot, e.Name())
+		if g.Links[from], err = os.Readlink(from); err != nil {
+			return g, err
+		}
+	}
+	return g, nil
+}
+
+// unified reports whether version 2 is all there is.
+func (g groups) unified() bool { return g.Trees[0].Dir == cgroupRoot && g.Trees[0].Kind == "cgroup2" }
+
+// mounts shows a host its own part of every hierarchy.
+func (g groups) mounts() []mount {
+	var out []mount
+	if !g.unified() {
+		out = append(out, mount{from: "tmpfs", kind: "tmpfs", to: cgroupRoot, data: "mode=755"})
+	}
+	for _, t := range g.Trees {
+		out = append(out, mount{from: "cgroup", kind: t.Kind, to: t.Dir, data: t.Options})
+	}
+	return out
+}
+
+// join puts the first process of a host into the host's groups.
+func (g groups) join(network, host string, pid int) error {
+	for _, t := range g.Trees {
+		dir := t.Dir
+		for _, name := range []string{network, host} {
+			if t.Dir == cgroupRoot {
+				delegate(dir)
+			}
+			above := dir
+			dir = filepath.Join(dir, name)
+			if err := os.MkdirAll(dir, 0o755); err != nil {
+				return fmt.Errorf("make a control group: %w", err)
+			}
+			// A new one may use no processor and no memory at all.
+			for _, file := range []string{"cpuset.cpus", "cpuset.mems"} {
+				text, err := os.ReadFile(filepath.Join(above, file))
+				if t.Kind != "cgroup" || err != nil {
+					continue
+				}
+				if err := os.WriteFile(filepath.Join(dir, file), text, 0o644); err != nil {
+					return err
+				}
+			}
+		}
+		if err := os.WriteFile(filepath.Join(dir, "cgroup.procs"), []byte(strconv.Itoa(pid)), 0o644); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// settle leaves the root of a host's hierarchy without processes of its own, as
+// version 2 wants where groups below have limits.
+func (g groups) settle() error {
+	if !g.unified() {
+		return nil
+	}
+	own := filepath.Join(cgroupRoot, "init.scope")
+	if err := os.Mkdir(own, 0o755); err != nil {
+		return err
+	}
+	if err := os.WriteFile(filepath.Join(own, "cgroup.procs"), []byte("0"), 0o644); err != nil {
+		return err
+	}
+	delegate(cgroupRoot)
+	return nil
+}
+
+// delegate lets groups below dir use every controller that dir has.
+func delegate(dir string) {
+	text, _ := os.ReadFile(filepath.Join(dir, "cgroup.controllers"))
+	for _, c := range strings.Fields(string(text)) {
+		_ = os.WriteFile(filepath.Join(dir, "cgroup.subtree_control"), []byte("+"+c), 0o644)
+	}
+}
+
+// remove takes away a group and those in it, from every hierarchy. The kernel may
+// hold one for a moment after its last process has ended.
+func (g groups) remove(name string) error {
+	var err error
+	for deadline := time.Now().Add(10 * time.Second); time.Now().Before(deadline); time.Sleep(20 * time.Millisecond) {
+		err = nil
+		for _, t := range g.Trees {
+			var dirs []string
+			_ = filepath.WalkDir(filepath.Join(t.Dir, name), func(path string, d fs.DirEntry, err error) error {
+				if err == nil && d.IsDir() {
+					dirs = append(dirs, path)
+				}
+				return nil
+			})
+			for _, dir := range slices.Backward(dirs) {
+				if e := os.Remove(dir); e != nil && !os.IsNotExist(e) {
+					err = errors.Join(err, e)
+				}
+			}
+		}
+		if err == nil {
+			return nil
+		}
+	}
+	return err
+}
