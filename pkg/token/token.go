@@ -1,8 +1,9 @@
 // Package token reads and writes the secret that lets a node join.
 //
 // A token pins the cluster's CA by hash, so a node that holds one cannot be led to
-// the wrong server. Its text is K10<hash>::<user>:<password>. Tokens are compared
-// in constant time and print without their password.
+// the wrong server. Its text is K10<hash>::<user>:<password>, or for one that lives
+// in the cluster and ends by itself K10<hash>::<id>.<secret>. Tokens are compared in
+// constant time and print without their password.
 package token
 
 import (
@@ -23,8 +24,12 @@ import (
 	"github.com/podo-dev/podo/pkg/config"
 )
 
-// Server is the user of the token that a server makes for itself.
-const Server = "server"
+// The users of tokens that servers keep: what the one lets join is a server or an
+// agent, what the other lets join is an agent.
+const (
+	Server = "server"
+	Agent  = "node"
+)
 
 // prefix names the version of the format.
 const prefix = "K10"
@@ -39,7 +44,8 @@ var ErrDiffers = errors.New("token differs from the cluster's")
 // are empty if only a password was given.
 type Token struct {
 	Hash     string // hex SHA-256 of the CA bundle, in PEM
-	User     string
+	User     string // empty if there is an ID
+	ID       string // of a bootstrap token, whose secret is Password
 	Password config.Secret
 }
 
@@ -58,16 +64,67 @@ func Parse(text string) (Token, error) {
 		if strings.Contains(text, "::") {
 			return Token{}, fmt.Errorf("%w: text before :: must be %s and the CA's hash", ErrMalformed, prefix)
 		}
-		return Token{Password: config.Secret(text)}, nil
+		return bare(text), nil
 	}
 	if sum, err := hex.DecodeString(hash); err != nil || len(sum) != sha256.Size {
 		return Token{}, fmt.Errorf("%w: the CA's hash after %s must be %d hex digits, is it cut off?", ErrMalformed, prefix, 2*sha256.Size)
 	}
-	user, password, ok := strings.Cut(credentials, ":")
-	if !ok || user == "" || password == "" {
-		return Token{}, fmt.Errorf("%w: want user:password after ::, is it cut off?", ErrMalformed)
+	t, err := ParseCredential(credentials)
+	t.Hash = strings.ToLower(hash)
+	return t, err
+}
+
+// ParseCredential reads what comes after the hash: user:password or id.secret.
+func ParseCredential(text string) (Token, error) {
+	if t := bare(text); t.ID != "" {
+		return t, nil
 	}
-	return Token{Hash: strings.ToLower(hash), User: user, Password: config.Secret(password)}, nil
+	user, password, ok := strings.Cut(text, ":")
+	if !ok || user == "" || password == "" {
+		return Token{}, fmt.Errorf("%w: want user:password or id.secret after ::, is it cut off?", ErrMalformed)
+	}
+	return Token{User: user, Password: config.Secret(password)}, nil
+}
+
+// bare takes a text for a bootstrap token if it has the form of one, and otherwise
+// for a password.
+func bare(text string) Token {
+	id, secret, _ := strings.Cut(text, ".")
+	if ValidID(id) && len(secret) == secretLen && !strings.ContainsFunc(secret, notPlain) {
+		return Token{ID: id, Password: config.Secret(secret)}
+	}
+	return Token{Password: config.Secret(text)}
+}
+
+// The form of bootstrap tokens is Kubernetes': [a-z0-9]{6}.[a-z0-9]{16}.
+const (
+	plain     = "abcdefghijklmnopqrstuvwxyz0123456789"
+	idLen     = 6
+	secretLen = 16
+)
+
+func notPlain(r rune) bool { return !strings.ContainsRune(plain, r) }
+
+// ValidID reports whether a text can be the ID of a bootstrap token.
+func ValidID(id string) bool { return len(id) == idLen && !strings.ContainsFunc(id, notPlain) }
+
+// GenerateBootstrap returns a bootstrap token of random parts, without a hash.
+func GenerateBootstrap() Token {
+	pick := func(n int) string {
+		out := make([]byte, 0, n)
+		for len(out) < n {
+			var raw [32]byte
+			rand.Read(raw[:])
+			for _, b := range raw {
+				// Of 256 values the last four are dropped, so that all letters are as likely.
+				if int(b) < 256-256%len(plain) && len(out) < n {
+					out = append(out, plain[int(b)%len(plain)])
+				}
+			}
+		}
+		return string(out)
+	}
+	return Token{ID: pick(idLen), Password: config.Secret(pick(secretLen))}
 }
 
 // Generate returns a password of 128 random bits in hex.
@@ -86,10 +143,25 @@ func Hash(caPEM []byte) string {
 // Text is the whole token, password included. It belongs in files and requests,
 // never in logs.
 func (t Token) Text() string {
-	if t.Hash == "" {
+	if t.Hash == "" && t.ID == "" {
 		return string(t.Password)
 	}
-	return prefix + t.Hash + "::" + t.User + ":" + string(t.Password)
+	if t.Hash == "" {
+		return t.Credential()
+	}
+	return prefix + t.Hash + "::" + t.Credential()
+}
+
+// Credential is the part of the text that a server checks: user:password or
+// id.secret. A password alone is taken for an agent's.
+func (t Token) Credential() string {
+	switch {
+	case t.ID != "":
+		return t.ID + "." + string(t.Password)
+	case t.User == "":
+		return Agent + ":" + string(t.Password)
+	}
+	return t.User + ":" + string(t.Password)
 }
 
 // String prints the token without its password.
@@ -105,6 +177,12 @@ func (t Token) LogValue() slog.Value { return slog.StringValue(t.String()) }
 func (t Token) Accepts(password string) bool {
 	a, b := sha256.Sum256([]byte(t.Password)), sha256.Sum256([]byte(password))
 	return t.Password != "" && subtle.ConstantTimeCompare(a[:], b[:]) == 1
+}
+
+// Serves reports whether the token may be shown by user. A server's token lets
+// agents join as well, as k3s users expect.
+func (t Token) Serves(user string) bool {
+	return t.User == user || t.User == Server && user == Agent
 }
 
 // Pins reports whether the token was made for this CA bundle. A bare password
@@ -124,10 +202,10 @@ func Read(path string) (Token, error) {
 	return t, nil
 }
 
-// Ensure returns the cluster's token, kept in path. The first call makes it, from
-// want or at random; later calls return the same one and refuse a want that
-// differs. Its folder is made if it is missing.
-func Ensure(path string, want config.Secret, caPEM []byte) (Token, error) {
+// Ensure returns the cluster's token of a user, kept in path. The first call makes
+// it, from want or at random; later calls return the same one and refuse a want
+// that differs. Its folder is made if it is missing.
+func Ensure(path, user string, want config.Secret, caPEM []byte) (Token, error) {
 	var given Token
 	if want != "" {
 		var err error
@@ -141,7 +219,7 @@ func Ensure(path string, want config.Secret, caPEM []byte) (Token, error) {
 
 	kept, err := Read(path)
 	if err == nil {
-		return reconcile(path, kept, given, caPEM)
+		return reconcile(path, user, kept, given, caPEM)
 	}
 	if !errors.Is(err, fs.ErrNotExist) {
 		if errors.Is(err, ErrMalformed) {
@@ -150,7 +228,7 @@ func Ensure(path string, want config.Secret, caPEM []byte) (Token, error) {
 		return Token{}, err
 	}
 
-	t := Token{Hash: Hash(caPEM), User: Server, Password: given.Password}
+	t := Token{Hash: Hash(caPEM), User: user, Password: given.Password}
 	if t.Password == "" {
 		t.Password = Generate()
 	}
@@ -163,7 +241,30 @@ func Ensure(path string, want config.Secret, caPEM []byte) (Token, error) {
 	return t, nil
 }
 
-func reconcile(path string, kept, given Token, caPEM []byte) (Token, error) {
+// Replace gives a user's token in path another password, given or made up, and
+// returns the new token. It is an error if there is none yet.
+func Replace(path, user string, given config.Secret) (Token, error) {
+	t, err := Read(path)
+	if err != nil {
+		return Token{}, err
+	}
+	next, err := Token{Password: Generate()}, error(nil)
+	if given != "" {
+		if next, err = Parse(string(given)); err != nil {
+			return Token{}, err
+		}
+	}
+	if next.Hash != "" && next.Hash != t.Hash || next.ID != "" {
+		return Token{}, fmt.Errorf("%w: give the new password alone", ErrMalformed)
+	}
+	t.User, t.Password = user, next.Password
+	if err := atomicfile.Write(path, []byte(t.Text()+"\n"), 0o600); err != nil {
+		return Token{}, fmt.Errorf("token: %w", err)
+	}
+	return t, nil
+}
+
+func reconcile(path, user string, kept, given Token, caPEM []byte) (Token, error) {
 	if kept.Hash != "" && !kept.Pins(caPEM) {
 		return Token{}, fmt.Errorf("%w: %s was made for another CA; restore the cluster's CA files and this one from the same backup, or remove this file to have a new token made", ErrDiffers, path)
 	}
@@ -171,7 +272,7 @@ func reconcile(path string, kept, given Token, caPEM []byte) (Token, error) {
 		return Token{}, fmt.Errorf("%w: the token given is not the one in %s, which the cluster was made with; leave it out, or give that one", ErrDiffers, path)
 	}
 	if kept.Hash == "" { // a password that a person wrote into the file
-		kept.Hash, kept.User = Hash(caPEM), Server
+		kept.Hash, kept.User = Hash(caPEM), user
 		if err := atomicfile.Write(path, []byte(kept.Text()+"\n"), 0o600); err != nil {
 			return Token{}, fmt.Errorf("token: %w", err)
 		}

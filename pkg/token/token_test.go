@@ -23,10 +23,14 @@ func TestParse(t *testing.T) {
 		want Token
 		err  error
 	}{
-		"whole":                  {in: "K10" + hash + "::server:s3cret", want: Token{hash, "server", "s3cret"}},
-		"with a newline":         {in: "K10" + hash + "::server:s3cret\n", want: Token{hash, "server", "s3cret"}},
-		"capital digits":         {in: "K10" + strings.ToUpper(hash) + "::node:x", want: Token{hash, "node", "x"}},
-		"colons in the password": {in: "K10" + hash + "::server:a:b::c", want: Token{hash, "server", "a:b::c"}},
+		"whole":                  {in: "K10" + hash + "::server:s3cret", want: Token{Hash: hash, User: "server", Password: "s3cret"}},
+		"with a newline":         {in: "K10" + hash + "::server:s3cret\n", want: Token{Hash: hash, User: "server", Password: "s3cret"}},
+		"capital digits":         {in: "K10" + strings.ToUpper(hash) + "::node:x", want: Token{Hash: hash, User: "node", Password: "x"}},
+		"colons in the password": {in: "K10" + hash + "::server:a:b::c", want: Token{Hash: hash, User: "server", Password: "a:b::c"}},
+		"bootstrap token":        {in: "K10" + hash + "::abc123.0123456789abcdef", want: Token{Hash: hash, ID: "abc123", Password: "0123456789abcdef"}},
+		"bootstrap, no hash":     {in: "abc123.0123456789abcdef", want: Token{ID: "abc123", Password: "0123456789abcdef"}},
+		"almost bootstrap":       {in: "abc123.0123456789abcde", want: Token{Password: "abc123.0123456789abcde"}},
+		"bootstrap with capital": {in: "Abc123.0123456789abcdef", want: Token{Password: "Abc123.0123456789abcdef"}},
 		"password":               {in: "s3cret", want: Token{Password: "s3cret"}},
 		"password like a token":  {in: "K10years", want: Token{Password: "K10years"}},
 		"empty":                  {in: " \n", err: ErrMalformed},
@@ -52,7 +56,7 @@ func TestParse(t *testing.T) {
 }
 
 func TestTokensDoNotPrintTheirPassword(t *testing.T) {
-	tok := Token{Hash([]byte(ca)), Server, "s3cret"}
+	tok := Token{Hash: Hash([]byte(ca)), User: Server, Password: "s3cret"}
 	for _, verb := range []string{"%v", "%+v", "%s", "%q"} {
 		if out := fmt.Sprintf(verb, tok); strings.Contains(out, "s3cret") {
 			t.Errorf("%s prints %s", verb, out)
@@ -72,7 +76,7 @@ func TestAccepts(t *testing.T) {
 
 func TestEnsure(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "server", "token")
-	made, err := Ensure(path, "", []byte(ca))
+	made, err := Ensure(path, Server, "", []byte(ca))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -99,7 +103,7 @@ func TestEnsure(t *testing.T) {
 	}
 	for name, tt := range tests {
 		t.Run(name, func(t *testing.T) {
-			got, err := Ensure(path, tt.want, []byte(tt.ca))
+			got, err := Ensure(path, Server, tt.want, []byte(tt.ca))
 			if !errors.Is(err, tt.err) {
 				t.Fatalf("got %v, want %v", err, tt.err)
 			}
@@ -121,7 +125,7 @@ func TestEnsureTakesWhatPeopleWrote(t *testing.T) {
 	if err := os.WriteFile(path, []byte("mine\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	got, err := Ensure(path, "mine", []byte(ca))
+	got, err := Ensure(path, Server, "mine", []byte(ca))
 	if err != nil || got != (Token{Hash([]byte(ca)), Server, "mine"}) {
 		t.Fatalf("got %#v, %v", got, err)
 	}
@@ -135,7 +139,30 @@ func TestEnsureRefusesGarbage(t *testing.T) {
 	if err := os.WriteFile(path, nil, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := Ensure(path, "", []byte(ca)); !errors.Is(err, ErrMalformed) || !strings.Contains(err.Error(), path) {
+	if _, err := Ensure(path, Server, "", []byte(ca)); !errors.Is(err, ErrMalformed) || !strings.Contains(err.Error(), path) {
 		t.Errorf("got %v", err)
+	}
+}
+
+func TestGenerateBootstrap(t *testing.T) {
+	seen := map[string]bool{}
+	for range 100 {
+		made := GenerateBootstrap()
+		got, err := Parse(made.Text())
+		if err != nil || got != made || !ValidID(made.ID) || seen[made.ID] {
+			t.Fatalf("made %#v, read back %#v, %v", made, got, err)
+		}
+		seen[made.ID] = true
+	}
+}
+
+func TestServes(t *testing.T) {
+	for _, tt := range []struct {
+		kept, shown string
+		want        bool
+	}{{Server, Server, true}, {Server, Agent, true}, {Agent, Agent, true}, {Agent, Server, false}, {Agent, "", false}} {
+		if got := (Token{User: tt.kept}).Serves(tt.shown); got != tt.want {
+			t.Errorf("a token of %s shown as %q: %v, want %v", tt.kept, tt.shown, got, tt.want)
+		}
 	}
 }

@@ -1,0 +1,333 @@
+package join
+
+import (
+	"bytes"
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"log/slog"
+	"net/http"
+	"net/netip"
+	"net/url"
+	"os"
+	"strings"
+	"time"
+
+	"github.com/podo-dev/podo/pkg/atomicfile"
+	"github.com/podo-dev/podo/pkg/config"
+	"github.com/podo-dev/podo/pkg/paths"
+	"github.com/podo-dev/podo/pkg/pki"
+	"github.com/podo-dev/podo/pkg/token"
+	"github.com/podo-dev/podo/pkg/version"
+)
+
+// A Joiner is a machine's half of the protocol.
+type Joiner struct {
+	Paths     paths.Paths
+	Server    string        // URL of a server, or of something that passes to servers
+	Token     config.Secret // needed the first time; empty afterwards
+	Unpinned  bool          // trust whatever answers, if the token names no CA
+	Name      string        // of the node
+	Addresses []netip.Addr
+	Now       func() time.Time
+	Log       *slog.Logger
+}
+
+// Join returns what this node has been given: what it kept from an earlier join if
+// that still serves, and otherwise what a server answers, which is fresh. It asks
+// until one does, or until ctx ends; a *Refusal that is Final ends it at once.
+func (j Joiner) Join(ctx context.Context) (m Membership, fresh bool, err error) {
+	m, err = j.Kept()
+	if err == nil {
+		return m, false, nil
+	}
+	if !errors.Is(err, fs.ErrNotExist) {
+		j.Log.Warn("what this node kept of its cluster does not serve, so it joins again", "component", "join", "err", err)
+	}
+	said := ""
+	for pause := 250 * time.Millisecond; ; pause = min(2*pause, 5*time.Second) {
+		m, err := j.Renew(ctx)
+		var no *Refusal
+		switch {
+		case err == nil:
+			return m, true, nil
+		case ctx.Err() != nil:
+			return m, false, ctx.Err()
+		case errors.As(err, &no) && no.Final():
+			return m, false, no
+		case err.Error() != said:
+			said = err.Error()
+			j.Log.Warn("cannot join yet, trying on", "component", "join", "addr", j.Server, "err", err)
+		}
+		select {
+		case <-ctx.Done():
+		case <-time.After(pause):
+		}
+	}
+}
+
+// Kept is the membership on disk. It is an error if there is none, or if it is
+// another node's, or if the kubelet could not show itself with it any more.
+func (j Joiner) Kept() (Membership, error) {
+	text, err := os.ReadFile(j.Paths.Membership())
+	if err != nil {
+		return Membership{}, err
+	}
+	var m Membership
+	if err := json.Unmarshal(text, &m); err != nil {
+		return Membership{}, fmt.Errorf("%s: %w", j.Paths.Membership(), err)
+	}
+	if m.Name != j.Name {
+		return Membership{}, fmt.Errorf("%s is node %s's, and this is %s", j.Paths.Membership(), m.Name, j.Name)
+	}
+	for _, l := range pki.NodeTable(pki.Names{Node: j.Name}) {
+		cert, err := pki.Load(l.Files(j.Paths))
+		if err != nil {
+			return Membership{}, err
+		}
+		if l.Usage == pki.Client && j.Now().After(cert.NotAfter) {
+			return Membership{}, fmt.Errorf("%s ended %s", l.Files(j.Paths).Cert, cert.NotAfter.UTC().Format(time.RFC3339))
+		}
+	}
+	return m, nil
+}
+
+// Stale reports why certificates should be renewed, or nil if there is no need.
+func (j Joiner) Stale(m Membership) error {
+	for _, l := range pki.NodeTable(pki.Names{Node: j.Name, NodeIPs: j.Addresses}) {
+		ca, err := pki.Verifier(l.CA, m.CAs[l.CA])
+		if err != nil {
+			return err
+		}
+		cert, err := pki.Load(l.Files(j.Paths))
+		if err != nil {
+			return err
+		}
+		if err := ca.Right(l, cert, j.Now()); err != nil {
+			return fmt.Errorf("certificate %s: %w", l.Name, err)
+		}
+	}
+	return nil
+}
+
+// Renew asks the server once, and keeps what it answers.
+func (j Joiner) Renew(ctx context.Context) (Membership, error) {
+	ca, t, err := j.trust(ctx)
+	if err != nil {
+		return Membership{}, err
+	}
+	q := Request{
+		Name:       j.Name,
+		Kubernetes: version.Kubernetes(),
+		Addresses:  j.Addresses,
+		Time:       j.Now(),
+		Requests:   map[string][]byte{},
+	}
+	leaves := pki.NodeTable(pki.Names{Node: j.Name, NodeIPs: j.Addresses})
+	for _, l := range leaves {
+		if q.Requests[l.Name], err = pki.Request(j.Paths, l); err != nil {
+			return Membership{}, err
+		}
+	}
+	m, err := j.post(ctx, ca, t, q)
+	if err != nil {
+		return Membership{}, err
+	}
+	if !bytes.Equal(m.CAs[pki.ServerCA], ca) {
+		return Membership{}, refuse(WrongPin, "the server's answer names another CA than the one it was pinned by")
+	}
+	return m, j.keep(m, leaves)
+}
+
+// keep writes the certificates first and the membership last, so that one which is
+// there is whole.
+func (j Joiner) keep(m Membership, leaves []pki.Leaf) error {
+	if err := pki.CopyCAs(j.Paths, m.CAs); err != nil {
+		return err
+	}
+	for _, l := range leaves {
+		ca, err := pki.Verifier(l.CA, m.CAs[l.CA])
+		if err != nil {
+			return err
+		}
+		if err := pki.Accept(j.Paths, l, ca, m.Certificates[l.Name], j.Now()); err != nil {
+			return err
+		}
+	}
+	m.Certificates = nil
+	text, err := json.MarshalIndent(m, "", "  ")
+	if err != nil {
+		return err
+	}
+	_, err = atomicfile.WriteIfChanged(j.Paths.Membership(), append(text, '\n'), 0o600)
+	return err
+}
+
+// trust returns the CA that servers are to be verified by, and the token to show
+// them: the CA on disk once this machine has joined, and before that the one that
+// the server names, if the token pins it.
+func (j Joiner) trust(ctx context.Context) ([]byte, token.Token, error) {
+	var t token.Token
+	if j.Token != "" {
+		var err error
+		if t, err = token.Parse(string(j.Token)); err != nil {
+			return nil, t, refuse(BadToken, "token: %v", err)
+		}
+	}
+	kept, err := os.ReadFile(j.Paths.AgentCA(pki.ServerCA))
+	if err == nil && (t.Hash == "" || t.Pins(kept)) {
+		return kept, t, nil
+	}
+	if err == nil {
+		if _, known := j.Kept(); known == nil {
+			return nil, t, refuse(WrongPin, "this machine is a node of another cluster than the token's: remove it from there with podo uninstall, or leave --token out to stay")
+		}
+	}
+	if j.Token == "" {
+		return nil, t, refuse(BadToken, "this machine has not joined yet, so it needs a token: a server makes one with podo token create, or keeps one in its server/agent-token file")
+	}
+	if t.Hash == "" && !j.Unpinned {
+		return nil, t, refuse(NotPinned, "token: it does not name the cluster's CA (K10<hash>::…), so anybody in between could take it; "+
+			"use the whole token, or start with --insecure-trust-server if the network can be trusted")
+	}
+	ca, err := j.ask(ctx)
+	if err != nil {
+		return nil, t, err
+	}
+	if t.Hash != "" && !t.Pins(ca) {
+		return nil, t, refuse(WrongPin, "token: it was made for another cluster than the one at %s (its CA has the hash %s, the token says %s); "+
+			"check --server and take the token from that server", j.Server, token.Hash(ca), t.Hash)
+	}
+	if t.Hash == "" {
+		j.Log.Warn("the token names no CA: this machine trusts whatever answered", "component", "join", "addr", j.Server, "hash", token.Hash(ca))
+	}
+	return ca, t, nil
+}
+
+// ask fetches the CA from whoever answers. Nothing secret is sent, and nothing of
+// the answer is believed but what the token confirms; the clock's skew, which would
+// make every later step fail in an obscure way, is told early.
+func (j Joiner) ask(ctx context.Context) ([]byte, error) {
+	c := j.client(&tls.Config{MinVersion: tls.VersionTLS12, InsecureSkipVerify: true})
+	defer c.CloseIdleConnections()
+	ctx, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, j.url(PathCAs), nil)
+	if err != nil {
+		return nil, err
+	}
+	res, err := c.Do(req)
+	if err != nil {
+		return nil, undress(err)
+	}
+	defer res.Body.Close()
+	if at, err := http.ParseTime(res.Header.Get("Date")); err == nil {
+		if no := skewed(j.Now(), at); no != nil {
+			return nil, no
+		}
+	}
+	text, err := io.ReadAll(io.LimitReader(res.Body, maxRequest))
+	if err != nil {
+		return nil, err
+	}
+	if res.StatusCode == http.StatusServiceUnavailable {
+		return nil, refusal(res.Status, text)
+	}
+	if _, err := pki.Verifier(pki.ServerCA, text); err != nil || res.StatusCode != http.StatusOK {
+		return nil, refuse(BadRequest, "server: what answers at %s is no podo server (%s); check the address and the port", j.Server, res.Status)
+	}
+	return text, nil
+}
+
+func (j Joiner) post(ctx context.Context, ca []byte, t token.Token, q Request) (Membership, error) {
+	key, err := pki.EnsureKey(j.Paths.Identity())
+	if err != nil {
+		return Membership{}, fmt.Errorf("identity: %w", err)
+	}
+	id, err := pki.Identity(key, j.Now())
+	if err != nil {
+		return Membership{}, err
+	}
+	roots := x509.NewCertPool()
+	roots.AppendCertsFromPEM(ca)
+	c := j.client(&tls.Config{
+		MinVersion: tls.VersionTLS12,
+		RootCAs:    roots,
+		// The server's list of accepted CAs is for Kubernetes' clients.
+		GetClientCertificate: func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return &id, nil },
+	})
+	defer c.CloseIdleConnections()
+	ctx, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	body, err := json.Marshal(q)
+	if err != nil {
+		return Membership{}, err
+	}
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, j.url(PathNode), bytes.NewReader(body))
+	if err != nil {
+		return Membership{}, err
+	}
+	req.Header.Set("Content-Type", "application/json")
+	if t.Password != "" {
+		req.Header.Set("Authorization", "Bearer "+t.Credential())
+	}
+	res, err := c.Do(req)
+	if err != nil {
+		return Membership{}, undress(err)
+	}
+	defer res.Body.Close()
+	text, err := io.ReadAll(io.LimitReader(res.Body, 1<<20))
+	if err != nil {
+		return Membership{}, err
+	}
+	if res.StatusCode != http.StatusOK {
+		return Membership{}, refusal(res.Status, text)
+	}
+	var m Membership
+	if err := json.Unmarshal(text, &m); err != nil {
+		return Membership{}, fmt.Errorf("answer of %s: %w", j.Server, err)
+	}
+	return m, nil
+}
+
+// patience is how long one request may take; a server signs four certificates in
+// some milliseconds, but may be a small board that is just starting.
+const patience = 15 * time.Second
+
+func (j Joiner) client(c *tls.Config) *http.Client {
+	return &http.Client{Transport: &http.Transport{TLSClientConfig: c, Proxy: nil, ForceAttemptHTTP2: true}}
+}
+
+func (j Joiner) url(path string) string { return strings.TrimSuffix(j.Server, "/") + path }
+
+// refusal reads what a server said instead of yes.
+func refusal(status string, text []byte) error {
+	var no Refusal
+	if err := json.Unmarshal(text, &no); err != nil || no.Message == "" {
+		return fmt.Errorf("the server answers %s", status)
+	}
+	return &no
+}
+
+// undress takes the method and URL off an error of net/http, and says what a wrong
+// certificate means.
+func undress(err error) error {
+	var u *url.Error
+	if errors.As(err, &u) {
+		err = u.Err
+	}
+	var unknown x509.UnknownAuthorityError
+	var wrong x509.HostnameError
+	switch {
+	case errors.As(err, &unknown):
+		return refuse(WrongPin, "server: its certificate is not signed by the CA that the token pins; something stands in between, or the cluster was made anew")
+	case errors.As(err, &wrong):
+		return refuse(WrongPin, "server: %v; start the server with --tls-san for the name or address that --server gives", err)
+	}
+	return err
+}

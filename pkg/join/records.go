@@ -1,0 +1,218 @@
+package join
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"strconv"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/kubernetes"
+	typed "k8s.io/client-go/kubernetes/typed/core/v1"
+
+	"github.com/podo-dev/podo/pkg/config"
+	"github.com/podo-dev/podo/pkg/token"
+)
+
+// ErrTaken means that a node name belongs to another machine's identity.
+var ErrTaken = errors.New("node name belongs to another machine")
+
+// ErrNoToken means that no bootstrap token has the given ID.
+var ErrNoToken = errors.New("no such token")
+
+// A Bootstrap is a join token that lives in the cluster and ends by itself.
+type Bootstrap struct {
+	ID          string        `json:"id"`
+	Secret      config.Secret `json:"-"`
+	Description string        `json:"description,omitempty"`
+	Created     time.Time     `json:"created"`
+	Expires     time.Time     `json:"expires,omitzero"` // zero: never
+	Once        bool          `json:"once,omitempty"`   // good for one node
+	Replaces    string        `json:"replaces,omitempty"`
+	UsedBy      string        `json:"usedBy,omitempty"` // the node that used it, if Once
+}
+
+// Records keeps identities and bootstrap tokens, as Secrets of kube-system. Tokens
+// are Kubernetes' own bootstrap tokens, so its token cleaner removes those that
+// have ended.
+type Records struct {
+	secrets typed.SecretInterface
+}
+
+// NewRecords returns the records of a cluster.
+func NewRecords(client kubernetes.Interface) *Records {
+	return &Records{client.CoreV1().Secrets(metav1.NamespaceSystem)}
+}
+
+const (
+	identityType   = "podo.io/node-identity"
+	identitySuffix = ".node-identity.podo"
+	identityKey    = "public-key" // PKIX, DER
+
+	// The names that Kubernetes gives to the parts of a bootstrap token.
+	tokenType        = "bootstrap.kubernetes.io/token"
+	tokenPrefix      = "bootstrap-token-"
+	tokenID          = "token-id"
+	tokenSecret      = "token-secret"
+	tokenDescription = "description"
+	tokenExpiration  = "expiration"
+
+	// What podo adds to them.
+	tokenUsage    = "usage-podo-join"
+	tokenOnce     = "podo-once"
+	tokenReplaces = "podo-replaces"
+	tokenUsedBy   = "podo-used-by"
+)
+
+// Identity returns the public key that owns a node's name, or nil if nobody does.
+func (r *Records) Identity(ctx context.Context, node string) ([]byte, error) {
+	s, err := r.secrets.Get(ctx, node+identitySuffix, metav1.GetOptions{})
+	if apierrors.IsNotFound(err) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	return s.Data[identityKey], nil
+}
+
+// Claim gives a node's name to the holder of a key. If somebody else has the name
+// it returns ErrTaken, unless replace is set.
+func (r *Records) Claim(ctx context.Context, node string, key []byte, replace bool) error {
+	s := &corev1.Secret{
+		ObjectMeta: metav1.ObjectMeta{Name: node + identitySuffix},
+		Type:       identityType,
+		Data:       map[string][]byte{identityKey: key},
+	}
+	_, err := r.secrets.Create(ctx, s, metav1.CreateOptions{FieldManager: "podo"})
+	if !apierrors.IsAlreadyExists(err) {
+		return err
+	}
+	kept, err := r.secrets.Get(ctx, s.Name, metav1.GetOptions{})
+	if err != nil {
+		return err
+	}
+	if bytes.Equal(kept.Data[identityKey], key) {
+		return nil
+	}
+	if !replace {
+		return ErrTaken
+	}
+	kept.Data = s.Data
+	_, err = r.secrets.Update(ctx, kept, metav1.UpdateOptions{FieldManager: "podo"})
+	return err
+}
+
+// Bootstrap returns the token with an ID, ended or not, or ErrNoToken.
+func (r *Records) Bootstrap(ctx context.Context, id string) (Bootstrap, error) {
+	s, err := r.secrets.Get(ctx, tokenPrefix+id, metav1.GetOptions{})
+	if apierrors.IsNotFound(err) || err == nil && (s.Type != tokenType || string(s.Data[tokenUsage]) != "true") {
+		return Bootstrap{}, fmt.Errorf("%w: %s", ErrNoToken, id)
+	}
+	if err != nil {
+		return Bootstrap{}, err
+	}
+	return bootstrapOf(s)
+}
+
+// Bootstraps lists all tokens, ended ones that are not yet removed included.
+func (r *Records) Bootstraps(ctx context.Context) ([]Bootstrap, error) {
+	list, err := r.secrets.List(ctx, metav1.ListOptions{FieldSelector: "type=" + tokenType})
+	if err != nil {
+		return nil, err
+	}
+	var out []Bootstrap
+	for i := range list.Items {
+		if string(list.Items[i].Data[tokenUsage]) != "true" {
+			continue // for kubeadm or a tool of the user's
+		}
+		b, err := bootstrapOf(&list.Items[i])
+		if err != nil {
+			return nil, err
+		}
+		out = append(out, b)
+	}
+	return out, nil
+}
+
+// Create keeps a new token. An ID or Secret that is empty is made up.
+func (r *Records) Create(ctx context.Context, b Bootstrap) (Bootstrap, error) {
+	if b.ID == "" {
+		made := token.GenerateBootstrap()
+		b.ID, b.Secret = made.ID, made.Password
+	}
+	data := map[string]string{
+		tokenID:     b.ID,
+		tokenSecret: string(b.Secret),
+		tokenUsage:  "true",
+		tokenOnce:   strconv.FormatBool(b.Once),
+	}
+	for name, text := range map[string]string{tokenDescription: b.Description, tokenReplaces: b.Replaces} {
+		if text != "" {
+			data[name] = text
+		}
+	}
+	if !b.Expires.IsZero() {
+		data[tokenExpiration] = b.Expires.UTC().Format(time.RFC3339)
+	}
+	s := &corev1.Secret{ObjectMeta: metav1.ObjectMeta{Name: tokenPrefix + b.ID}, Type: tokenType, StringData: data}
+	made, err := r.secrets.Create(ctx, s, metav1.CreateOptions{FieldManager: "podo"})
+	if apierrors.IsAlreadyExists(err) {
+		return Bootstrap{}, fmt.Errorf("token %s exists; choose another ID, or delete it with podo token delete %s", b.ID, b.ID)
+	}
+	if err != nil {
+		return Bootstrap{}, err
+	}
+	b.Created = made.CreationTimestamp.Time
+	return b, nil
+}
+
+// Delete removes a token, or returns ErrNoToken.
+func (r *Records) Delete(ctx context.Context, id string) error {
+	if _, err := r.Bootstrap(ctx, id); err != nil {
+		return err
+	}
+	return r.secrets.Delete(ctx, tokenPrefix+id, metav1.DeleteOptions{})
+}
+
+// spend marks a token that is good for one node as used by it. Of two that try at
+// the same time, one is told that the token is used.
+func (r *Records) spend(ctx context.Context, b Bootstrap, node string) error {
+	s, err := r.secrets.Get(ctx, tokenPrefix+b.ID, metav1.GetOptions{})
+	if err != nil {
+		return err
+	}
+	if by := string(s.Data[tokenUsedBy]); by != "" && by != node {
+		return refuse(BadToken, "the join token %s has been used, by node %s; make another with: podo token create", b.ID, by)
+	}
+	s.Data[tokenUsedBy] = []byte(node)
+	_, err = r.secrets.Update(ctx, s, metav1.UpdateOptions{FieldManager: "podo"})
+	if apierrors.IsConflict(err) {
+		return refuse(BadToken, "the join token %s has just been used; make another with: podo token create", b.ID)
+	}
+	return err
+}
+
+func bootstrapOf(s *corev1.Secret) (Bootstrap, error) {
+	b := Bootstrap{
+		ID:          string(s.Data[tokenID]),
+		Secret:      config.Secret(s.Data[tokenSecret]),
+		Description: string(s.Data[tokenDescription]),
+		Created:     s.CreationTimestamp.Time,
+		Once:        string(s.Data[tokenOnce]) == "true",
+		Replaces:    string(s.Data[tokenReplaces]),
+		UsedBy:      string(s.Data[tokenUsedBy]),
+	}
+	if text := string(s.Data[tokenExpiration]); text != "" {
+		at, err := time.Parse(time.RFC3339, text)
+		if err != nil {
+			return Bootstrap{}, fmt.Errorf("secret %s: expiration: %w; delete it with kubectl", s.Name, err)
+		}
+		b.Expires = at
+	}
+	return b, nil
+}
