@@ -51,9 +51,9 @@ Examples:
 			if os.Geteuid() != 0 {
 				return errors.New("agent: must be run as root, since it mounts, routes and starts containers; try: sudo podo agent")
 			}
-			life, end := context.WithCancel(c.Context)
-			defer end()
-			log, closer, err := openLog(life, cfg.Logging)
+			life, end := context.WithCancelCause(c.Context)
+			defer end(nil)
+			log, closer, err := openLog(life, cfg.Logging, func(reason string) { end(fatal{reason}) })
 			if err != nil {
 				return err
 			}
@@ -65,7 +65,7 @@ Examples:
 
 // runAgent takes an agent from its settings to its end, as runServer does a server.
 // What it runs depends on what its cluster is like, so it joins first.
-func runAgent(ctx context.Context, end func(), cfg config.Node, log *slog.Logger, notify notifier) error {
+func runAgent(ctx context.Context, end func(cause error), cfg config.Node, log *slog.Logger, notify notifier) error {
 	began := time.Now()
 	preferMemory()
 	exe, err := os.Executable()
@@ -127,11 +127,11 @@ func runAgent(ctx context.Context, end func(), cfg config.Node, log *slog.Logger
 	tell := agentTale(p).progress(told, notify)
 	g.Observe = func(st lifecycle.Status) {
 		if st.State == lifecycle.Failed {
-			end()
+			end(nil)
 		}
 		tell(st)
 	}
-	return g.Run(ctx)
+	return runGroup(ctx, g)
 }
 
 // buildAgent makes every part of the plan and starts none.

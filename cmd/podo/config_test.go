@@ -165,7 +165,7 @@ func TestConfigKnowsNoOtherVariables(t *testing.T) {
 
 func TestLogIntoAFolderToBeMade(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "a", "b", "podo.log")
-	log, closer, err := openLog(t.Context(), config.Logging{File: path})
+	log, closer, err := openLog(t.Context(), config.Logging{File: path}, nil)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -56,9 +56,9 @@ Examples:
 				return errors.New("server: must be run as root, since it mounts, routes and starts containers; try: sudo podo server")
 			}
 			// Life ends when podo is told to stop, or when a part of it fails.
-			life, end := context.WithCancel(c.Context)
-			defer end()
-			log, closer, err := openLog(life, cfg.Logging)
+			life, end := context.WithCancelCause(c.Context)
+			defer end(nil)
+			log, closer, err := openLog(life, cfg.Logging, func(reason string) { end(fatal{reason}) })
 			if err != nil {
 				return err
 			}
@@ -71,7 +71,7 @@ Examples:
 // runServer takes a server from its settings to its end. It calls end as soon as a
 // part has failed, before the others have stopped. Nothing is written before it is
 // sure that the start goes ahead.
-func runServer(ctx context.Context, end func(), cfg config.Server, log *slog.Logger, notify notifier) error {
+func runServer(ctx context.Context, end func(cause error), cfg config.Server, log *slog.Logger, notify notifier) error {
 	began := time.Now()
 	preferMemory()
 	exe, err := os.Executable()
@@ -113,11 +113,27 @@ func runServer(ctx context.Context, end func(), cfg config.Server, log *slog.Log
 	tell := serverTale(cfg, p).progress(teller(os.Stderr, began, cfg.Logging), notify)
 	g.Observe = func(st lifecycle.Status) {
 		if st.State == lifecycle.Failed {
-			end()
+			end(nil)
 		}
 		tell(st)
 	}
-	return g.Run(ctx)
+	return runGroup(ctx, g)
+}
+
+// fatal is why a library wanted to end the process.
+type fatal struct{ reason string }
+
+func (f fatal) Error() string { return f.reason }
+
+// runGroup runs g until it has stopped, and returns why if nobody asked it to.
+func runGroup(ctx context.Context, g *lifecycle.Group) error {
+	if err := g.Run(ctx); err != nil {
+		return err
+	}
+	if why, ok := errors.AsType[fatal](context.Cause(ctx)); ok {
+		return why
+	}
+	return nil
 }
 
 // unfit tells a data directory that can never do from one that cannot at the moment.

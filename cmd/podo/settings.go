@@ -108,8 +108,9 @@ func readToken(to *config.Secret, file, setting string, origins config.Origins) 
 }
 
 // openLog makes the logger that the settings ask for, and sends to it what Kubernetes
-// and the libraries in this process write. The folder of a log file is made, as k3s does.
-func openLog(ctx context.Context, l config.Logging) (*slog.Logger, io.Closer, error) {
+// and the libraries in this process write. fatal is called when one of those would end
+// the process. The folder of a log file is made, as k3s does.
+func openLog(ctx context.Context, l config.Logging, fatal func(reason string)) (*slog.Logger, io.Closer, error) {
 	if l.File != "" {
 		if err := os.MkdirAll(filepath.Dir(l.File), 0o755); err != nil {
 			return nil, nil, fmt.Errorf("log: %w", err)
@@ -126,7 +127,7 @@ func openLog(ctx context.Context, l config.Logging) (*slog.Logger, io.Closer, er
 	if err != nil {
 		return nil, nil, fmt.Errorf("log: %w", err)
 	}
-	if err := logging.Adopt(ctx, log, l.Verbosity, l.VModule); err != nil {
+	if err := logging.Adopt(ctx, log, l.Verbosity, l.VModule, fatal); err != nil {
 		closer.Close()
 		return nil, nil, usageError{err}
 	}

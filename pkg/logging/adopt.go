@@ -28,7 +28,11 @@ import (
 // debug lines, shows adopted lines of every level instead of warnings alone. Once
 // ctx has ended the warnings are dropped as well: programs that are being stopped
 // complain about the connections that were taken from them.
-func Adopt(ctx context.Context, l *slog.Logger, verbosity int, vmodule string) error {
+//
+// logrus ends the process at its Fatal (kine does, when a disk that is full fails a
+// commit). Instead fatal is told why, and the goroutine ends; fatal must not return
+// before it has seen to it that the process will stop.
+func Adopt(ctx context.Context, l *slog.Logger, verbosity int, vmodule string, fatal func(reason string)) error {
 	all := l.Enabled(context.TODO(), slog.LevelDebug)
 	if all {
 		verbosity = max(verbosity, 2) // what Kubernetes recommends for daily use
@@ -55,7 +59,8 @@ func Adopt(ctx context.Context, l *slog.Logger, verbosity int, vmodule string) e
 		logrus.SetLevel(logrus.DebugLevel)
 	}
 	hooks := logrus.LevelHooks{}
-	hooks.Add(logrusHook{up})
+	hooks.Add(logrusHook{up, fatal})
+	logrus.StandardLogger().ExitFunc = func(int) { runtime.Goexit() }
 	logrus.StandardLogger().ReplaceHooks(hooks)
 
 	// gRPC reports each broken connection twice, and its callers report it too.
@@ -207,7 +212,10 @@ func warned() bool {
 }
 
 // logrusHook passes logrus entries on.
-type logrusHook struct{ to *upstream }
+type logrusHook struct {
+	to    *upstream
+	fatal func(reason string)
+}
 
 func (h logrusHook) Levels() []logrus.Level { return logrus.AllLevels }
 
@@ -217,6 +225,9 @@ func (h logrusHook) Fire(e *logrus.Entry) error {
 	}
 	level := slog.LevelDebug
 	switch {
+	case e.Level == logrus.FatalLevel:
+		h.fatal(e.Message)
+		return nil
 	case e.Level <= logrus.ErrorLevel:
 		level = slog.LevelError
 	case e.Level == logrus.WarnLevel:

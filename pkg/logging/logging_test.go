@@ -122,10 +122,10 @@ func TestOpenAppendsToPrivateFile(t *testing.T) {
 func adopt(t *testing.T, o Options, v int, vmodule string) *buffer {
 	t.Helper()
 	var b buffer
-	if err := Adopt(t.Context(), New(&b, o), v, vmodule); err != nil {
+	if err := Adopt(t.Context(), New(&b, o), v, vmodule, func(reason string) { t.Errorf("fatal: %s", reason) }); err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { Adopt(context.Background(), New(io.Discard, Options{}), 0, "") })
+	t.Cleanup(func() { Adopt(context.Background(), New(io.Discard, Options{}), 0, "", nil) })
 	return &b
 }
 
@@ -203,7 +203,7 @@ func TestAdoptVModule(t *testing.T) {
 	if strings.Contains(b.String(), "klog v") || strings.Contains(b.String(), "klog info") {
 		t.Errorf("vmodule of another file shows lines of this one:\n%s", b)
 	}
-	if err := Adopt(t.Context(), New(io.Discard, Options{}), 0, "nonsense"); err == nil || !strings.Contains(err.Error(), "vmodule") {
+	if err := Adopt(t.Context(), New(io.Discard, Options{}), 0, "nonsense", nil); err == nil || !strings.Contains(err.Error(), "vmodule") {
 		t.Errorf("vmodule=nonsense: %v", err)
 	}
 }
@@ -216,10 +216,10 @@ func TestAdoptWithFileAndTerminal(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer c.Close()
-	if err := Adopt(t.Context(), l, 3, ""); err != nil {
+	if err := Adopt(t.Context(), l, 3, "", nil); err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { Adopt(context.Background(), New(io.Discard, Options{}), 0, "") })
+	t.Cleanup(func() { Adopt(context.Background(), New(io.Discard, Options{}), 0, "", nil) })
 	klog.V(3).Info("deep")
 	text, _ := os.ReadFile(path)
 	if !strings.Contains(b.String(), "deep") || !strings.Contains(string(text), "deep") {
@@ -340,5 +340,24 @@ func TestManyWritersKeepLinesWhole(t *testing.T) {
 		if !regexp.MustCompile(`^\d{4}-\S+ (INFO|WARN|ERROR) `).MatchString(line) {
 			t.Fatalf("broken line %q", line)
 		}
+	}
+}
+
+// A library that wants to end the process ends its goroutine, and podo hears why.
+func TestAdoptFatal(t *testing.T) {
+	var why string
+	if err := Adopt(t.Context(), New(io.Discard, Options{}), 0, "", func(reason string) { why = reason }); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { Adopt(context.Background(), New(io.Discard, Options{}), 0, "", nil) })
+	done, survived := make(chan struct{}), false
+	go func() {
+		defer close(done)
+		logrus.Fatalf("commit failed: %v", io.EOF)
+		survived = true
+	}()
+	<-done
+	if why != "commit failed: EOF" || survived {
+		t.Errorf("told %q, goroutine went on: %v", why, survived)
 	}
 }
