@@ -90,7 +90,7 @@ func runAgent(ctx context.Context, end func(cause error), cfg config.Node, log *
 		return unfit(err)
 	}
 	told := teller(os.Stderr, began, cfg.Logging)
-	given, fresh, err := agent.Joiner(joining, log).Join(ctx)
+	given, fresh, err := join.New(joining, log).Join(ctx)
 	if ctx.Err() != nil {
 		return nil
 	}

@@ -28,7 +28,7 @@ func bootGraph(t *testing.T) lifecycle.Graph {
 	// The kubelet compares this with the machine that the test runs on, and takes
 	// either for v1's kind.
 	machine.Cgroup.Mode = host.CgroupV1
-	p, err := plan.New(config.Default(), machine, nil)
+	p, err := plan.New(config.Default(), machine, plan.Known{}, nil)
 	if err != nil {
 		t.Fatal(err)
 	}

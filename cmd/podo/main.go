@@ -76,6 +76,7 @@ Start here:
 			agentCommand(),
 			tokenCommand(),
 			nodeCommand(),
+			etcdCommand(),
 			statusCommand(),
 			kubectlCommand(),
 			crictlCommand(),

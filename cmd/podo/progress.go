@@ -47,7 +47,7 @@ func serverTale(cfg config.Server, p plan.Plan) tale {
 	}
 	maps.Copy(t.words, map[string]string{
 		"certificates":            "certificates in place",
-		"datastore":               "datastore open (SQLite)",
+		"datastore":               "datastore open (" + datastoreKind(p.Server.Storage) + ")",
 		"kube-apiserver":          "API answering at " + p.Server.API,
 		"kube-controller-manager": "controllers running",
 		"kube-scheduler":          "scheduler running",

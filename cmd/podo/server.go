@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"os"
 	"runtime/debug"
@@ -17,6 +18,7 @@ import (
 	"github.com/podo-dev/podo/pkg/datadir"
 	"github.com/podo-dev/podo/pkg/gate"
 	"github.com/podo-dev/podo/pkg/host"
+	"github.com/podo-dev/podo/pkg/join"
 	"github.com/podo-dev/podo/pkg/kube"
 	"github.com/podo-dev/podo/pkg/kubeconfig"
 	"github.com/podo-dev/podo/pkg/lifecycle"
@@ -89,9 +91,19 @@ func runServer(ctx context.Context, end func(cause error), cfg config.Server, lo
 	if err != nil {
 		return err
 	}
-	p, err := plan.New(cfg, facts, os.Environ())
+	known, err := member(ctx, cfg, facts, claim, log)
+	if ctx.Err() != nil {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	p, err := plan.New(cfg, facts, known, os.Environ())
 	if err != nil {
 		return usageError{err}
+	}
+	if cfg.Datastore.Reset {
+		return resetCluster(ctx, p, claim, log)
 	}
 	// kube-proxy, the CNI plugins and we ourselves call nft, which is in the payload.
 	if err := os.Setenv("PATH", where.Bin()+":"+os.Getenv("PATH")); err != nil {
@@ -118,6 +130,51 @@ func runServer(ctx context.Context, end func(cause error), cfg config.Server, lo
 		tell(st)
 	}
 	return runGroup(ctx, g)
+}
+
+// member returns what is known of this server's cluster. A server without a state of
+// its own that was told of another is let in by that one here, and given the keys.
+func member(ctx context.Context, cfg config.Server, facts host.Facts, claim *datadir.Claim, log *slog.Logger) (plan.Known, error) {
+	where := paths.New(cfg.DataDir)
+	kind, err := datadir.Datastore(where)
+	if err != nil || kind != "" || cfg.Join.Server == "" {
+		return plan.Known{Datastore: kind}, err
+	}
+	joining, err := plan.Join(cfg.Node, facts)
+	if err != nil {
+		return plan.Known{}, usageError{err}
+	}
+	if err := claim.Take(); err != nil {
+		return plan.Known{}, unfit(err)
+	}
+	bundle, members, err := join.New(joining, log).JoinPeer(ctx, config.Shared(cfg))
+	if _, ok := errors.AsType[*join.Refusal](err); ok {
+		return plan.Known{}, usageError{err}
+	}
+	if err != nil {
+		return plan.Known{}, err
+	}
+	return plan.Known{Members: members}, bundle.Import(where)
+}
+
+// resetCluster makes a cluster of this server alone, and says what comes next.
+func resetCluster(ctx context.Context, p plan.Plan, claim *datadir.Claim, log *slog.Logger) error {
+	if err := claim.Take(); err != nil {
+		return unfit(err)
+	}
+	kept, err := server.Reset(ctx, *p.Server, log)
+	if err != nil {
+		return err
+	}
+	fmt.Fprintf(os.Stderr, `This server's data is now a cluster of one server. The data as it was is kept in
+%s
+
+Next:
+  1. start podo server here, without --cluster-reset
+  2. on each other server: podo uninstall, then join again with --server and --token
+  3. podo kubectl delete node NAME for servers that will not come back
+`, kept)
+	return nil
 }
 
 // fatal is why a library wanted to end the process.
@@ -239,7 +296,7 @@ func (r reporter) report(ctx context.Context) status.Report {
 		Version: version.Podo(), Kubernetes: version.Kubernetes(), PID: os.Getpid(), Since: r.began,
 		DataDir: r.dataDir, Kubeconfig: r.plan.Kubeconfig.Path, Components: r.group.Status(),
 		API:       &status.API{Address: r.plan.API},
-		Datastore: &status.Datastore{Kind: "SQLite"},
+		Datastore: &status.Datastore{Kind: datastoreKind(r.plan.Storage)},
 	}
 	if bytes, latency, err := r.server.Store.Health(ctx); err != nil {
 		out.Datastore.Error = err.Error()
@@ -260,6 +317,13 @@ func (r reporter) report(ctx context.Context) status.Report {
 		}
 	}
 	return out
+}
+
+func datastoreKind(s plan.Storage) string {
+	if s.Etcd != nil {
+		return "etcd"
+	}
+	return "SQLite"
 }
 
 func (r reporter) condition(ctx context.Context) error {

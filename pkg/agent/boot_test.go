@@ -16,7 +16,7 @@ import (
 // node is the plan of an ordinary machine. It asks nothing of this one's cgroups.
 func node(t *testing.T) plan.Node {
 	t.Helper()
-	p, err := plan.New(config.Default(), plantest.Machine(), nil)
+	p, err := plan.New(config.Default(), plantest.Machine(), plan.Known{}, nil)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -31,14 +31,6 @@ import (
 	"github.com/podo-dev/podo/pkg/tunnel"
 )
 
-// Joiner is the plan's half of the join protocol.
-func Joiner(cfg plan.Joining, log *slog.Logger) join.Joiner {
-	return join.Joiner{
-		Paths: cfg.Paths, Server: cfg.Server, Token: cfg.Token, Unpinned: cfg.Unpinned,
-		Name: cfg.Identity.Name, Addresses: cfg.Identity.Addresses, Now: time.Now, Log: log,
-	}
-}
-
 // Tie is a node's connection to servers elsewhere, as status tells it.
 type Tie struct {
 	API     *lifecycle.Unit // the node's parts may talk to the API
@@ -146,7 +138,7 @@ const (
 func (m *member) keep() lifecycle.Component {
 	return lifecycle.Func("membership", func(ctx context.Context, ready func()) error {
 		ready()
-		j := Joiner(m.plan.Joining, m.log)
+		j := join.New(m.plan.Joining, m.log)
 		j.Server, j.Token = m.plan.API, "" // by now the identity is enough, and any server will do
 		for {
 			pause := look

@@ -16,6 +16,7 @@ type Server struct {
 	Node       `section:"This node"`
 	Agents     Agents     `section:"Joining a cluster"`
 	Listener   Listener   `section:"API server"`
+	Datastore  Datastore  `section:"Datastore"`
 	Network    Network    `section:"Network of the cluster"`
 	Kubeconfig Kubeconfig `section:"Administrator's kubeconfig"`
 	Components Components `section:"Parts"`
@@ -47,7 +48,7 @@ type Node struct {
 
 // Join is how a machine finds its cluster, and is let in.
 type Join struct {
-	Server    string `name:"server" alias:"s,url" help:"URL of a server of the cluster, such as https://10.0.0.1:6443" placeholder:"URL"`
+	Server    string `name:"server" alias:"s,url" help:"URL of a server of the cluster to join, such as https://10.0.0.1:6443" placeholder:"URL"`
 	Token     Secret `name:"token" alias:"t" placeholder:"SECRET" help:"secret that lets machines join; a server makes one on its first start if none is given"`
 	TokenFile string `name:"token-file" help:"file that holds the token" placeholder:"FILE"`
 	Unpinned  bool   `name:"insecure-trust-server" help:"join with a token that does not name the cluster's CA, trusting whatever answers"`
@@ -92,6 +93,15 @@ type Network struct {
 	Egress         string         `name:"egress-selector-mode" help:"how API servers reach other nodes: agent (kubelets through a tunnel that the node dials), pod or cluster (pods and services too), or disabled" shared:"true" placeholder:"MODE"`
 }
 
+// Datastore is where the cluster's state is kept: in SQLite on one server, or in an
+// etcd that runs in each of several servers.
+type Datastore struct {
+	Init          bool     `name:"cluster-init" help:"begin a cluster of several servers, with embedded etcd; further servers join it with --server"`
+	Reset         bool     `name:"cluster-reset" help:"make this server's data a cluster of one server again, after the others were lost for good; then stop"`
+	ExposeMetrics bool     `name:"etcd-expose-metrics" help:"serve etcd's metrics on all addresses, at port 2381, instead of loopback alone"`
+	EtcdArgs      []string `name:"etcd-arg" help:"flag for embedded etcd, without its dashes" placeholder:"NAME=VALUE" args:"true" section:"Flags for Kubernetes' own parts"`
+}
+
 // Kubeconfig is how the administrator's kubeconfig is written.
 type Kubeconfig struct {
 	Path  string `name:"write-kubeconfig" alias:"o" env:"KUBECONFIG_OUTPUT" help:"where to write the administrator's kubeconfig" placeholder:"FILE"`
@@ -112,7 +122,6 @@ type Components struct {
 	APIServerArgs         []string `name:"kube-apiserver-arg" help:"flag for kube-apiserver, without its dashes" placeholder:"NAME=VALUE" args:"true" section:"Flags for Kubernetes' own parts"`
 	ControllerManagerArgs []string `name:"kube-controller-manager-arg" alias:"kube-controller-arg" help:"flag for kube-controller-manager, without its dashes" placeholder:"NAME=VALUE" args:"true" section:"Flags for Kubernetes' own parts"`
 	SchedulerArgs         []string `name:"kube-scheduler-arg" help:"flag for kube-scheduler, without its dashes" placeholder:"NAME=VALUE" args:"true" section:"Flags for Kubernetes' own parts"`
-	EtcdArgs              []string `name:"etcd-arg" help:"flag for embedded etcd; refused while the datastore is SQLite" placeholder:"NAME=VALUE" args:"true" section:"Flags for Kubernetes' own parts"`
 }
 
 // Default is what a server does when told nothing.

@@ -62,6 +62,18 @@ func walk(v reflect.Value, section string, out []Field) []Field {
 	return out
 }
 
+// Shared are the settings that all servers of a cluster must have the same, by name,
+// each as a user would write it.
+func Shared(cfg Server) map[string]string {
+	out := map[string]string{}
+	for _, f := range Fields(&cfg) {
+		if f.Shared {
+			out[f.Name] = f.String()
+		}
+	}
+	return out
+}
+
 // A Section is a heading and the fields below it.
 type Section struct {
 	Title  string

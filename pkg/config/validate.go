@@ -106,18 +106,13 @@ func (v *validation) given(setting string) bool { return v.from[setting] != "" }
 
 func (v *validation) all() {
 	v.anyNode()
-	if v.cfg.Join.Server != "" {
-		v.one("server", "a server of podo's stands alone; to add this machine to that cluster, start it with podo agent")
-	}
+	v.datastore()
 	v.agentToken()
 	v.listener()
 	v.network()
 	v.addresses()
 	v.kubeconfig()
 	v.parts()
-	if len(v.cfg.Components.EtcdArgs) > 0 {
-		v.one("etcd-arg", "this server keeps its state in SQLite and runs no etcd, so nothing would read it; remove it")
-	}
 }
 
 // anyNode checks what agents have as well.
@@ -149,6 +144,16 @@ func (v *validation) join() {
 		v.one("lb-server-port", "%d is not a port; ports go from 1 to 65535", p)
 	case slices.Contains([]int{10248, 10249, 10250, 10256}, p):
 		v.one("lb-server-port", "%d is the port of the kubelet or of kube-proxy; choose another", p)
+	}
+}
+
+func (v *validation) datastore() {
+	d, joins := v.cfg.Datastore, v.cfg.Join.Server != ""
+	switch {
+	case d.Init && joins:
+		v.bad([]string{"cluster-init", "server"}, "a server either begins a cluster or joins one; keep cluster-init on the first server, and server on the others")
+	case d.Reset && joins:
+		v.bad([]string{"cluster-reset", "server"}, "a reset makes a cluster of this server alone; leave server out")
 	}
 }
 

@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 
 	"github.com/podo-dev/podo/pkg/atomicfile"
 	"github.com/podo-dev/podo/pkg/paths"
@@ -36,6 +37,20 @@ func pin(p paths.Paths, shape map[string]string) error {
 		return err
 	}
 	return atomicfile.Write(p.Shape(), append(text, '\n'), 0o600)
+}
+
+// Datastore is the kind of datastore that a server has in the directory: sqlite or
+// etcd, or nothing if it has none yet.
+func Datastore(p paths.Paths) (string, error) {
+	text, err := os.ReadFile(p.DatastoreKind())
+	if errors.Is(err, fs.ErrNotExist) {
+		return "", nil
+	}
+	kind := strings.TrimSpace(string(text))
+	if err == nil && kind != "sqlite" && kind != "etcd" {
+		err = fmt.Errorf("%s: %q is no datastore; restore the file from a backup, or write sqlite or etcd into it", p.DatastoreKind(), kind)
+	}
+	return kind, err
 }
 
 // checkRole refuses to make a server of an agent, or the other way round: its pods

@@ -73,7 +73,7 @@ func TestRead(t *testing.T) {
 // TestManifests reads every manifest of the binary with the values that a plan and
 // the payload give it.
 func TestManifests(t *testing.T) {
-	p, err := plan.New(config.Default(), plantest.Machine(), nil)
+	p, err := plan.New(config.Default(), plantest.Machine(), plan.Known{}, nil)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -2,6 +2,7 @@ package join
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/tls"
 	"crypto/x509"
@@ -15,6 +16,7 @@ import (
 	"net/netip"
 	"net/url"
 	"os"
+	"slices"
 	"strings"
 	"time"
 
@@ -22,6 +24,7 @@ import (
 	"github.com/podo-dev/podo/pkg/config"
 	"github.com/podo-dev/podo/pkg/paths"
 	"github.com/podo-dev/podo/pkg/pki"
+	"github.com/podo-dev/podo/pkg/plan"
 	"github.com/podo-dev/podo/pkg/token"
 	"github.com/podo-dev/podo/pkg/version"
 )
@@ -36,6 +39,16 @@ type Joiner struct {
 	Addresses []netip.Addr
 	Now       func() time.Time
 	Log       *slog.Logger
+
+	kubernetes string // version.Kubernetes(), unless set
+}
+
+// New returns the joiner of a plan.
+func New(p plan.Joining, log *slog.Logger) Joiner {
+	return Joiner{
+		Paths: p.Paths, Server: p.Server, Token: p.Token, Unpinned: p.Unpinned,
+		Name: p.Identity.Name, Addresses: p.Identity.Addresses, Now: time.Now, Log: log,
+	}
 }
 
 // Join returns what this node has been given: what it kept from an earlier join if
@@ -44,22 +57,34 @@ type Joiner struct {
 func (j Joiner) Join(ctx context.Context) (m Membership, fresh bool, err error) {
 	m, err = j.Kept()
 	if err == nil {
-		return m, false, nil
+		if t, err := token.Parse(string(j.Token)); err == nil && t.Hash != "" && !t.Pins(m.CAs[pki.ServerCA]) {
+			return m, false, foreign()
+		}
+		// A power cut may have taken these: only the membership is sure to be on disk.
+		if err = pki.CopyCAs(j.Paths, m.CAs); err == nil {
+			return m, false, nil
+		}
 	}
 	if !errors.Is(err, fs.ErrNotExist) {
 		j.Log.Warn("what this node kept of its cluster does not serve, so it joins again", "component", "join", "err", err)
 	}
+	err = j.insist(ctx, func() (err error) { m, err = j.Renew(ctx); return err })
+	return m, err == nil, err
+}
+
+// insist asks until there is an answer that asking again would not change.
+func (j Joiner) insist(ctx context.Context, ask func() error) error {
 	said := ""
 	for pause := 250 * time.Millisecond; ; pause = min(2*pause, 5*time.Second) {
-		m, err := j.Renew(ctx)
+		err := ask()
 		var no *Refusal
 		switch {
 		case err == nil:
-			return m, true, nil
+			return nil
 		case ctx.Err() != nil:
-			return m, false, ctx.Err()
+			return ctx.Err()
 		case errors.As(err, &no) && no.Final():
-			return m, false, no
+			return no
 		case err.Error() != said:
 			said = err.Error()
 			j.Log.Warn("cannot join yet, trying on", "component", "join", "addr", j.Server, "err", err)
@@ -72,7 +97,8 @@ func (j Joiner) Join(ctx context.Context) (m Membership, fresh bool, err error) 
 }
 
 // Kept is the membership on disk. It is an error if there is none, or if it is
-// another node's, or if the kubelet could not show itself with it any more.
+// another node's, or if the node could not show itself with its certificates any
+// more, be it that they ended or that they are of another cluster than it is.
 func (j Joiner) Kept() (Membership, error) {
 	text, err := os.ReadFile(j.Paths.Membership())
 	if err != nil {
@@ -86,9 +112,16 @@ func (j Joiner) Kept() (Membership, error) {
 		return Membership{}, fmt.Errorf("%s is node %s's, and this is %s", j.Paths.Membership(), m.Name, j.Name)
 	}
 	for _, l := range pki.NodeTable(pki.Names{Node: j.Name}) {
+		ca, err := pki.Verifier(l.CA, m.CAs[l.CA])
+		if err != nil {
+			return Membership{}, fmt.Errorf("%s: %w", j.Paths.Membership(), err)
+		}
 		cert, err := pki.Load(l.Files(j.Paths))
 		if err != nil {
 			return Membership{}, err
+		}
+		if err := cert.CheckSignatureFrom(ca.Cert); err != nil {
+			return Membership{}, fmt.Errorf("%s is of another cluster than %s: %w", l.Files(j.Paths).Cert, j.Paths.Membership(), err)
 		}
 		if l.Usage == pki.Client && j.Now().After(cert.NotAfter) {
 			return Membership{}, fmt.Errorf("%s ended %s", l.Files(j.Paths).Cert, cert.NotAfter.UTC().Format(time.RFC3339))
@@ -123,7 +156,7 @@ func (j Joiner) Renew(ctx context.Context) (Membership, error) {
 	}
 	q := Request{
 		Name:       j.Name,
-		Kubernetes: version.Kubernetes(),
+		Kubernetes: cmp.Or(j.kubernetes, version.Kubernetes()),
 		Addresses:  j.Addresses,
 		Time:       j.Now(),
 		Requests:   map[string][]byte{},
@@ -134,12 +167,17 @@ func (j Joiner) Renew(ctx context.Context) (Membership, error) {
 			return Membership{}, err
 		}
 	}
-	m, err := j.post(ctx, ca, t, q)
-	if err != nil {
+	var m Membership
+	if err := j.post(ctx, PathNode, ca, t, q, &m); err != nil {
 		return Membership{}, err
 	}
 	if !bytes.Equal(m.CAs[pki.ServerCA], ca) {
 		return Membership{}, refuse(WrongPin, "the server's answer names another CA than the one it was pinned by")
+	}
+	for name := range m.CAs { // which become names of files
+		if !slices.Contains(nodeCAs(), name) {
+			delete(m.CAs, name)
+		}
 	}
 	return m, j.keep(m, leaves)
 }
@@ -179,13 +217,19 @@ func (j Joiner) trust(ctx context.Context) ([]byte, token.Token, error) {
 			return nil, t, refuse(BadToken, "token: %v", err)
 		}
 	}
+	if !strings.HasPrefix(j.Server, "https://") {
+		return nil, t, refuse(BadRequest, "server: %q is no URL of a server; it starts with https://", j.Server)
+	}
 	kept, err := os.ReadFile(j.Paths.AgentCA(pki.ServerCA))
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, t, err
+	}
 	if err == nil && (t.Hash == "" || t.Pins(kept)) {
 		return kept, t, nil
 	}
 	if err == nil {
 		if _, known := j.Kept(); known == nil {
-			return nil, t, refuse(WrongPin, "this machine is a node of another cluster than the token's: remove it from there with podo uninstall, or leave --token out to stay")
+			return nil, t, foreign()
 		}
 	}
 	if j.Token == "" {
@@ -207,6 +251,11 @@ func (j Joiner) trust(ctx context.Context) ([]byte, token.Token, error) {
 		j.Log.Warn("the token names no CA: this machine trusts whatever answered", "component", "join", "addr", j.Server, "hash", token.Hash(ca))
 	}
 	return ca, t, nil
+}
+
+func foreign() *Refusal {
+	return refuse(WrongPin, "token: it was made for another cluster than the one this machine is a node of; "+
+		"remove it from there with podo uninstall, or leave --token out to stay")
 }
 
 // ask fetches the CA from whoever answers. Nothing secret is sent, and nothing of
@@ -235,23 +284,24 @@ func (j Joiner) ask(ctx context.Context) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	if res.StatusCode == http.StatusServiceUnavailable {
-		return nil, refusal(res.Status, text)
+	if res.StatusCode != http.StatusOK {
+		return nil, j.refusal(res, text)
 	}
-	if _, err := pki.Verifier(pki.ServerCA, text); err != nil || res.StatusCode != http.StatusOK {
-		return nil, refuse(BadRequest, "server: what answers at %s is no podo server (%s); check the address and the port", j.Server, res.Status)
+	if _, err := pki.Verifier(pki.ServerCA, text); err != nil {
+		return nil, j.stranger(res)
 	}
 	return text, nil
 }
 
-func (j Joiner) post(ctx context.Context, ca []byte, t token.Token, q Request) (Membership, error) {
+// post sends a question as this machine, to a server that ca vouches for.
+func (j Joiner) post(ctx context.Context, path string, ca []byte, t token.Token, question, answer any) error {
 	key, err := pki.EnsureKey(j.Paths.Identity())
 	if err != nil {
-		return Membership{}, fmt.Errorf("identity: %w", err)
+		return fmt.Errorf("identity: %w", err)
 	}
 	id, err := pki.Identity(key, j.Now())
 	if err != nil {
-		return Membership{}, err
+		return err
 	}
 	roots := x509.NewCertPool()
 	roots.AppendCertsFromPEM(ca)
@@ -264,13 +314,13 @@ func (j Joiner) post(ctx context.Context, ca []byte, t token.Token, q Request) (
 	defer c.CloseIdleConnections()
 	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
-	body, err := json.Marshal(q)
+	body, err := json.Marshal(question)
 	if err != nil {
-		return Membership{}, err
+		return err
 	}
-	req, err := http.NewRequestWithContext(ctx, http.MethodPost, j.url(PathNode), bytes.NewReader(body))
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, j.url(path), bytes.NewReader(body))
 	if err != nil {
-		return Membership{}, err
+		return err
 	}
 	req.Header.Set("Content-Type", "application/json")
 	if t.Password != "" {
@@ -278,21 +328,20 @@ func (j Joiner) post(ctx context.Context, ca []byte, t token.Token, q Request) (
 	}
 	res, err := c.Do(req)
 	if err != nil {
-		return Membership{}, undress(err)
+		return undress(err)
 	}
 	defer res.Body.Close()
 	text, err := io.ReadAll(io.LimitReader(res.Body, 1<<20))
 	if err != nil {
-		return Membership{}, err
+		return err
 	}
 	if res.StatusCode != http.StatusOK {
-		return Membership{}, refusal(res.Status, text)
+		return j.refusal(res, text)
 	}
-	var m Membership
-	if err := json.Unmarshal(text, &m); err != nil {
-		return Membership{}, fmt.Errorf("answer of %s: %w", j.Server, err)
+	if err := json.Unmarshal(text, answer); err != nil {
+		return fmt.Errorf("answer of %s: %w", j.Server, err)
 	}
-	return m, nil
+	return nil
 }
 
 // patience is how long one request may take; a server signs four certificates in
@@ -300,18 +349,31 @@ func (j Joiner) post(ctx context.Context, ca []byte, t token.Token, q Request) (
 const patience = 15 * time.Second
 
 func (j Joiner) client(c *tls.Config) *http.Client {
-	return &http.Client{Transport: &http.Transport{TLSClientConfig: c, Proxy: nil, ForceAttemptHTTP2: true}}
+	return &http.Client{
+		Transport: &http.Transport{TLSClientConfig: c, Proxy: nil, ForceAttemptHTTP2: true},
+		// Servers send nobody elsewhere; one who does is not to be followed.
+		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
+	}
 }
 
 func (j Joiner) url(path string) string { return strings.TrimSuffix(j.Server, "/") + path }
 
-// refusal reads what a server said instead of yes.
-func refusal(status string, text []byte) error {
+// refusal reads what a server said instead of yes. Load balancers and other API
+// servers have messages of their own, with which no status of ours goes.
+func (j Joiner) refusal(res *http.Response, text []byte) error {
 	var no Refusal
-	if err := json.Unmarshal(text, &no); err != nil || no.Message == "" {
-		return fmt.Errorf("the server answers %s", status)
+	err := json.Unmarshal(text, &no)
+	switch {
+	case err == nil && no.Message != "" && no.status() == res.StatusCode:
+		return &no
+	case res.StatusCode >= http.StatusInternalServerError || res.StatusCode == http.StatusTooManyRequests:
+		return fmt.Errorf("what answers at %s says %s", j.Server, res.Status)
 	}
-	return &no
+	return j.stranger(res)
+}
+
+func (j Joiner) stranger(res *http.Response) *Refusal {
+	return refuse(BadRequest, "server: what answers at %s is no podo server (%s); check the address and the port", j.Server, res.Status)
 }
 
 // undress takes the method and URL off an error of net/http, and says what a wrong
@@ -323,9 +385,13 @@ func undress(err error) error {
 	}
 	var unknown x509.UnknownAuthorityError
 	var wrong x509.HostnameError
+	var invalid x509.CertificateInvalidError
 	switch {
 	case errors.As(err, &unknown):
 		return refuse(WrongPin, "server: its certificate is not signed by the CA that the token pins; something stands in between, or the cluster was made anew")
+	case errors.As(err, &invalid) && invalid.Reason == x509.Expired:
+		return refuse(BadClock, "server: its certificate is good from %s to %s, which is not now by this machine's clock; set the clock that is wrong, then start again",
+			invalid.Cert.NotBefore.UTC().Format(clock), invalid.Cert.NotAfter.UTC().Format(clock))
 	case errors.As(err, &wrong):
 		return refuse(WrongPin, "server: %v; start the server with --tls-san for the name or address that --server gives", err)
 	}

@@ -20,6 +20,7 @@ const (
 	PathCAs    = "/cacerts"        // the CA that signs API servers, in PEM; no credentials
 	PathPing   = "/ping"           // answers pong; no credentials
 	PathNode   = "/v1-podo/node"   // join, and renewal of certificates
+	PathPeer   = "/v1-podo/server" // join as one more server
 	PathTunnel = "/v1-podo/tunnel" // the way from API servers to a node
 )
 
@@ -50,14 +51,15 @@ type Reason string
 // The reasons of refusals. Each has its remedy in the message.
 const (
 	BadRequest  Reason = "bad-request"
-	BadToken    Reason = "bad-token"   // unknown, wrong, expired or used
-	NameTaken   Reason = "name-taken"  // another machine's identity owns the name
-	BadVersion  Reason = "bad-version" // the versions must not meet
-	BadClock    Reason = "bad-clock"   // the clocks are too far apart
-	TooMany     Reason = "too-many"    // come again later
-	Unavailable Reason = "unavailable" // the server is starting, or its datastore is away
-	WrongPin    Reason = "wrong-pin"   // found by the joiner: the token names another CA
-	NotPinned   Reason = "not-pinned"  // found by the joiner: the token names no CA
+	BadToken    Reason = "bad-token"    // unknown, wrong, expired or used
+	NameTaken   Reason = "name-taken"   // another machine's identity owns the name
+	BadVersion  Reason = "bad-version"  // the versions must not meet
+	BadSettings Reason = "bad-settings" // servers would disagree
+	BadClock    Reason = "bad-clock"    // the clocks are too far apart
+	TooMany     Reason = "too-many"     // come again later
+	Unavailable Reason = "unavailable"  // the server is starting, or its datastore is away
+	WrongPin    Reason = "wrong-pin"    // found by the joiner: the token names another CA
+	NotPinned   Reason = "not-pinned"   // found by the joiner: the token names no CA
 )
 
 // A Refusal is an answer other than yes.
@@ -80,6 +82,9 @@ func refuse(why Reason, format string, args ...any) *Refusal {
 // ends of short-lived tokens bear.
 const maxSkew = 10 * time.Minute
 
+// clock is how times are told.
+const clock = "2006-01-02 15:04:05 MST"
+
 // skewed refuses a clock that is too far off. Both times are told, since only a
 // person knows which is right.
 func skewed(joiner, server time.Time) *Refusal {
@@ -91,9 +96,8 @@ func skewed(joiner, server time.Time) *Refusal {
 	if off < 0 {
 		direction = "behind"
 	}
-	const layout = "2006-01-02 15:04:05 MST"
 	return refuse(BadClock, "this machine's clock (%s) is %s %s the server's (%s); set the one that is wrong, then start again",
-		joiner.UTC().Format(layout), off.Abs().Round(time.Second), direction, server.UTC().Format(layout))
+		joiner.UTC().Format(clock), off.Abs().Round(time.Second), direction, server.UTC().Format(clock))
 }
 
 // oldest is how many minor versions a node may be behind its servers: Kubernetes

@@ -3,6 +3,7 @@ package join
 import (
 	"bytes"
 	"context"
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"strconv"
@@ -66,6 +67,7 @@ const (
 	tokenOnce     = "podo-once"
 	tokenReplaces = "podo-replaces"
 	tokenUsedBy   = "podo-used-by"
+	tokenUsedKey  = "podo-used-key" // SHA-256 of the public key of the machine
 )
 
 // Identity returns the public key that owns a node's name, or nil if nobody does.
@@ -179,20 +181,32 @@ func (r *Records) Delete(ctx context.Context, id string) error {
 	return r.secrets.Delete(ctx, tokenPrefix+id, metav1.DeleteOptions{})
 }
 
-// spend marks a token that is good for one node as used by it. Of two that try at
-// the same time, one is told that the token is used.
-func (r *Records) spend(ctx context.Context, b Bootstrap, node string) error {
+// spend marks a token that is good for one node as used by it. Of two machines that
+// try, under whatever names, one is told that the token is used; the other may come
+// again, if the answer was lost.
+func (r *Records) spend(ctx context.Context, b Bootstrap, node string, key []byte) error {
+	another := "podo token create"
+	if b.Replaces != "" {
+		another = "podo node replace " + b.Replaces
+	}
 	s, err := r.secrets.Get(ctx, tokenPrefix+b.ID, metav1.GetOptions{})
+	if apierrors.IsNotFound(err) {
+		return refuse(BadToken, "the join token %s has just been deleted; make another with: %s", b.ID, another)
+	}
 	if err != nil {
 		return err
 	}
-	if by := string(s.Data[tokenUsedBy]); by != "" && by != node {
-		return refuse(BadToken, "the join token %s has been used, by node %s; make another with: podo token create", b.ID, by)
+	sum := sha256.Sum256(key)
+	if by := string(s.Data[tokenUsedBy]); by != "" {
+		if by == node && bytes.Equal(s.Data[tokenUsedKey], sum[:]) {
+			return nil
+		}
+		return refuse(BadToken, "the join token %s was good for one machine, and another has used it as node %s; make another with: %s", b.ID, by, another)
 	}
-	s.Data[tokenUsedBy] = []byte(node)
+	s.Data[tokenUsedBy], s.Data[tokenUsedKey] = []byte(node), sum[:]
 	_, err = r.secrets.Update(ctx, s, metav1.UpdateOptions{FieldManager: "podo"})
-	if apierrors.IsConflict(err) {
-		return refuse(BadToken, "the join token %s has just been used; make another with: podo token create", b.ID)
+	if apierrors.IsConflict(err) { // somebody was faster
+		return r.spend(ctx, b, node, key)
 	}
 	return err
 }

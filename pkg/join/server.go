@@ -43,17 +43,26 @@ type Options struct {
 	Servers     func(context.Context) ([]string, error)
 	// Tunnel serves a node that has shown its certificate.
 	Tunnel func(w http.ResponseWriter, r *http.Request, node string)
+	Peers  Peers
 	Now    func() time.Time
 	Log    *slog.Logger
 }
 
 // Handler serves podo's own paths, and passes every other request to next.
 func Handler(o Options, next http.Handler) http.Handler {
-	s := &server{Options: o, limit: newLimiter(), complaints: newLimiter()}
+	return newServer(o).before(next)
+}
+
+func newServer(o Options) *server {
+	return &server{Options: o, kubernetes: version.Kubernetes(), limit: newLimiter(), complaints: newLimiter()}
+}
+
+func (s *server) before(next http.Handler) http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET "+PathPing, func(w http.ResponseWriter, _ *http.Request) { io.WriteString(w, "pong\n") })
 	mux.HandleFunc("GET "+PathCAs, s.cas)
 	mux.HandleFunc("POST "+PathNode, s.node)
+	mux.HandleFunc("POST "+PathPeer, s.peer)
 	mux.HandleFunc("GET "+PathTunnel, s.tunnel)
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if r.URL.Path == PathPing || r.URL.Path == PathCAs || strings.HasPrefix(r.URL.Path, "/v1-podo/") {
@@ -66,6 +75,7 @@ func Handler(o Options, next http.Handler) http.Handler {
 
 type server struct {
 	Options
+	kubernetes string
 	limit      *limiter
 	complaints *limiter // of log lines
 }
@@ -81,31 +91,48 @@ func (s *server) cas(w http.ResponseWriter, r *http.Request) {
 }
 
 func (s *server) node(w http.ResponseWriter, r *http.Request) {
+	s.serve(w, r, func() (any, error) {
+		m, err := s.admit(w, r)
+		if err == nil {
+			s.Log.Info("node was given its certificates", "component", "join", "node", m.Name, "addr", remote(r))
+		}
+		return m, err
+	})
+}
+
+// serve answers one request, if its source does not ask too much.
+func (s *server) serve(w http.ResponseWriter, r *http.Request, do func() (any, error)) {
 	from := remote(r)
 	if !s.limit.allow(from, 1, s.Now()) {
-		s.answer(w, nil, refuse(TooMany, "too many requests from %s; try again in a few seconds", from))
+		s.answer(w, nil, tooMany(from))
 		return
 	}
-	m, err := s.admit(w, r)
+	// Whoever sends a body byte by byte holds nothing for long.
+	_ = http.NewResponseController(w).SetReadDeadline(time.Now().Add(patience))
+	body, err := do()
 	var no *Refusal
 	switch {
 	case errors.As(err, &no):
 		if no.Reason == BadToken || no.Reason == BadRequest {
-			s.limit.allow(from, wrong, s.Now())
+			s.limit.punish(from, s.Now())
 		}
-		// A burst of refusals is one line a second at most, whoever sends them.
-		if s.complaints.allow(netip.IPv6Unspecified(), burst/perSecond, s.Now()) {
-			s.Log.Warn("join refused", "component", "join", "addr", from, "reason", no.Reason, "err", no.Message)
-		}
+		s.complain("join refused", "addr", from, "reason", no.Reason, "err", no.Message)
 	case errors.Is(err, ErrStarting):
 		err = refuse(Unavailable, "the server is starting")
 	case err != nil:
-		s.Log.Warn("join not possible now", "component", "join", "addr", from, "err", err)
-		err = refuse(Unavailable, "the server cannot answer now: %v", err)
-	default:
-		s.Log.Info("node was given its certificates", "component", "join", "node", m.Name, "addr", from)
+		// The reason is not for strangers.
+		s.complain("join not possible now", "addr", from, "err", err)
+		err = refuse(Unavailable, "the server cannot answer now, and its log says why")
 	}
-	s.answer(w, m, err)
+	s.answer(w, body, err)
+}
+
+// complain logs what a stranger can cause: five lines, then one every two seconds,
+// whoever causes them.
+func (s *server) complain(message string, attrs ...any) {
+	if s.complaints.allow(netip.IPv6Unspecified(), burst/5, s.Now()) {
+		s.Log.Warn(message, append(attrs, "component", "join")...)
+	}
 }
 
 func (s *server) answer(w http.ResponseWriter, body any, err error) {
@@ -119,6 +146,10 @@ func (s *server) answer(w http.ResponseWriter, body any, err error) {
 	if err := json.NewEncoder(w).Encode(body); err != nil {
 		s.Log.Debug("answer not sent", "component", "join", "err", err)
 	}
+}
+
+func tooMany(from netip.Addr) *Refusal {
+	return refuse(TooMany, "too many requests from %s; try again in a few seconds", from)
 }
 
 func (r *Refusal) status() int {
@@ -148,7 +179,7 @@ func (s *server) admit(w http.ResponseWriter, r *http.Request) (*Membership, err
 	if no := skewed(q.Time, s.Now()); no != nil {
 		return nil, no
 	}
-	if no := skew(q.Kubernetes, version.Kubernetes()); no != nil {
+	if no := skew(q.Kubernetes, s.kubernetes); no != nil {
 		return nil, no
 	}
 	cas, err := s.Authorities()
@@ -166,7 +197,11 @@ func identity(r *http.Request) ([]byte, error) {
 	if r.TLS == nil || len(r.TLS.PeerCertificates) == 0 {
 		return nil, refuse(BadRequest, "no identity was shown in the TLS handshake")
 	}
-	return x509.MarshalPKIXPublicKey(r.TLS.PeerCertificates[0].PublicKey)
+	key, err := x509.MarshalPKIXPublicKey(r.TLS.PeerCertificates[0].PublicKey)
+	if err != nil {
+		return nil, refuse(BadRequest, "identity: %v", err)
+	}
+	return key, nil
 }
 
 // read takes a request apart and returns it with the key of each leaf.
@@ -179,11 +214,24 @@ func (s *server) read(w http.ResponseWriter, r *http.Request) (Request, map[stri
 	if err := json.Unmarshal(text, &q); err != nil {
 		return Request{}, nil, refuse(BadRequest, "request: %v", err)
 	}
-	if problems := validation.IsDNS1123Subdomain(q.Name); len(problems) > 0 {
-		return Request{}, nil, refuse(BadRequest, "node-name: %q cannot name a node: %s", q.Name, problems[0])
+	// Nothing that is too long is told or logged.
+	if len(q.Name) > validation.DNS1123LabelMaxLength {
+		return Request{}, nil, refuse(BadRequest, "node-name: it has %d letters; a node's name is a label too, which takes %d at most: give another with --node-name",
+			len(q.Name), validation.DNS1123LabelMaxLength)
 	}
-	if len(q.Addresses) == 0 || len(q.Addresses) > 16 || slices.ContainsFunc(q.Addresses, func(a netip.Addr) bool { return !a.IsValid() || a.IsUnspecified() }) {
-		return Request{}, nil, refuse(BadRequest, "request: 1 to 16 valid addresses are needed")
+	if problems := validation.IsDNS1123Subdomain(q.Name); len(problems) > 0 {
+		return Request{}, nil, refuse(BadRequest, "node-name: %q cannot name a node: %s; give another with --node-name", q.Name, problems[0])
+	}
+	if len(q.Kubernetes) > 64 {
+		return Request{}, nil, refuse(BadRequest, "request: a version of %d letters is none", len(q.Kubernetes))
+	}
+	if n := len(q.Addresses); n == 0 || n > 16 {
+		return Request{}, nil, refuse(BadRequest, "node-ip: %d addresses are named, and a node has 1 to 16; name them with --node-ip", n)
+	}
+	for _, a := range q.Addresses {
+		if !a.IsValid() || a.IsUnspecified() || a.IsMulticast() || a.Zone() != "" {
+			return Request{}, nil, refuse(BadRequest, "node-ip: %s cannot be the address of a node; name others with --node-ip", a.WithZone(""))
+		}
 	}
 	keys := map[string]crypto.PublicKey{}
 	for _, l := range pki.NodeTable(pki.Names{Node: q.Name}) {
@@ -222,7 +270,7 @@ func (s *server) authorise(r *http.Request, node string, key []byte) error {
 		return taken(node)
 	}
 	if b != nil && b.Once {
-		if err := records.spend(r.Context(), *b, node); err != nil {
+		if err := records.spend(r.Context(), *b, node, key); err != nil {
 			return err
 		}
 	}
@@ -272,7 +320,7 @@ func (s *server) credential(r *http.Request, records *Records) (*Bootstrap, erro
 		return nil, err
 	}
 	if !b.Expires.IsZero() && s.Now().After(b.Expires) {
-		return nil, refuse(BadToken, "the join token %s ended %s; make another with: podo token create", t.ID, b.Expires.UTC().Format("2006-01-02 15:04:05 MST"))
+		return nil, refuse(BadToken, "the join token %s ended %s; make another with: podo token create", t.ID, b.Expires.UTC().Format(clock))
 	}
 	return &b, nil
 }
@@ -305,7 +353,16 @@ func nodeCAs() []string { return []string{pki.ServerCA, pki.KubeletCA, pki.Clien
 
 // tunnel lets a node through by its kubelet's client certificate.
 func (s *server) tunnel(w http.ResponseWriter, r *http.Request) {
+	// Judging a certificate is dear enough to be an attack.
+	from := remote(r)
+	if !s.limit.allow(from, 0, s.Now()) {
+		s.answer(w, nil, tooMany(from))
+		return
+	}
 	node, err := s.nodeOf(r)
+	if err != nil && !errors.Is(err, ErrStarting) {
+		s.limit.punish(from, s.Now())
+	}
 	if err != nil {
 		s.answer(w, nil, refuse(BadToken, "tunnel: %v", err))
 		return

@@ -56,7 +56,7 @@ func TestMain(m *testing.M) {
 
 func ordinary(t *testing.T) plan.Plan {
 	t.Helper()
-	p, err := plan.New(config.Default(), plantest.Machine(), nil)
+	p, err := plan.New(config.Default(), plantest.Machine(), plan.Known{}, nil)
 	if err != nil {
 		t.Fatal(err)
 	}

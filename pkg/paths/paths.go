@@ -95,6 +95,11 @@ func (p Paths) ServerKubeconfig(name string) string {
 func (p Paths) DB() string      { return filepath.Join(p.Data, "server", "db") }
 func (p Paths) StateDB() string { return filepath.Join(p.DB(), "state.db") }
 
+// EtcdData is the folder of embedded etcd. DatastoreKind says which datastore the
+// server has: sqlite or etcd.
+func (p Paths) EtcdData() string      { return filepath.Join(p.DB(), "etcd") }
+func (p Paths) DatastoreKind() string { return p.DB() + ".kind" }
+
 // Manifests is where people put manifests to deploy; ours are in addons below it.
 func (p Paths) Manifests() string { return filepath.Join(p.Data, "server", "manifests") }
 
@@ -155,7 +160,7 @@ func (p Paths) CNIConfig() string { return filepath.Join(p.Data, "agent", "cni",
 func (p Paths) CNIData() string   { return filepath.Join(p.Data, "agent", "cni", "networks") }
 
 // Socket is a listening socket, by the name of the process that serves it:
-// "containerd", "kine" or "podo".
+// "containerd", "kine", "etcd", "egress" or "podo".
 func (p Paths) Socket(name string) string { return filepath.Join(p.Run, name+".sock") }
 
 func pair(elem ...string) Pair {

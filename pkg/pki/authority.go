@@ -143,7 +143,7 @@ func (a *Authority) Sign(l Leaf, holder crypto.PublicKey, now time.Time) ([]byte
 		NotBefore:             later(now.Add(-backdate), a.Cert.NotBefore),
 		NotAfter:              earlier(now.Add(leafLife), a.Cert.NotAfter),
 		KeyUsage:              x509.KeyUsageDigitalSignature,
-		ExtKeyUsage:           []x509.ExtKeyUsage{l.extUsage()},
+		ExtKeyUsage:           l.extUsage(),
 		BasicConstraintsValid: true,
 		DNSNames:              l.DNS,
 	}
@@ -163,7 +163,7 @@ func (a *Authority) Right(l Leaf, cert *x509.Certificate, now time.Time) error {
 	if err := cert.CheckSignatureFrom(a.Cert); err != nil {
 		return fmt.Errorf("not signed by the %s CA: %w", a.Name, err)
 	}
-	if len(cert.ExtKeyUsage) != 1 || cert.ExtKeyUsage[0] != l.extUsage() {
+	if !slices.Equal(cert.ExtKeyUsage, l.extUsage()) {
 		return errors.New("made for another use")
 	}
 	if cert.Subject.CommonName != l.CN || !sameSet(cert.Subject.Organization, l.Orgs) {

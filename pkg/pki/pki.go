@@ -51,7 +51,7 @@ func Ensure(p paths.Paths, leaves []Leaf, now func() time.Time) (Authorities, []
 
 // EnsureCAs loads the certificate authorities and makes those that are missing.
 func EnsureCAs(p paths.Paths, now func() time.Time) (Authorities, error) {
-	names := []string{ServerCA, KubeletCA, ClientCA, RequestHeaderCA}
+	names := authorities()
 	cas, at := make([]*Authority, len(names)), now()
 	var work []func() error
 	for i, name := range names {

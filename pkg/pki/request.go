@@ -3,6 +3,7 @@ package pki
 import (
 	"crypto"
 	"crypto/ecdsa"
+	"crypto/elliptic"
 	"crypto/rand"
 	"crypto/tls"
 	"crypto/x509"
@@ -59,12 +60,13 @@ func Requester(request []byte) (crypto.PublicKey, error) {
 	if err != nil {
 		return nil, err
 	}
+	// First, since checking a signature of some other kinds is dear.
+	key, ok := r.PublicKey.(*ecdsa.PublicKey)
+	if !ok || key.Curve != elliptic.P256() {
+		return nil, errors.New("the key of the certificate request is not an ECDSA key on P-256")
+	}
 	if err := r.CheckSignature(); err != nil {
 		return nil, err
-	}
-	key, ok := r.PublicKey.(*ecdsa.PublicKey)
-	if !ok {
-		return nil, errors.New("the key of the certificate request is not an ECDSA key")
 	}
 	return key, nil
 }

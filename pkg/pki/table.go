@@ -17,6 +17,7 @@ const (
 	KubeletCA       = "kubelet"        // signs what kubelets present
 	ClientCA        = "client"         // signs what callers present
 	RequestHeaderCA = "request-header" // signs what the aggregation layer presents
+	EtcdCA          = "etcd"           // signs what members of the datastore and their callers present
 )
 
 // FrontProxy is the only common name that the aggregation layer is trusted by.
@@ -29,6 +30,7 @@ type Usage int
 const (
 	Client Usage = iota
 	Serving
+	Both
 )
 
 // A Leaf is one row of the table: a certificate that some component presents.
@@ -51,6 +53,7 @@ type Names struct {
 	ServiceIPs    []netip.Addr // first address of each service range
 	ClusterDomain string
 	ExtraSANs     []string // host names or addresses
+	Etcd          bool     // this server runs a member of the datastore
 }
 
 // Table lists every leaf certificate of a server and of the node on it.
@@ -58,7 +61,15 @@ func Table(n Names) []Leaf {
 	apiNames, apiIPs := n.apiServer()
 	hostNames, hostIPs := n.host()
 	masters := []string{"system:masters"}
-	return []Leaf{
+	var members []Leaf
+	if n.Etcd {
+		members = []Leaf{
+			{Name: "etcd-server", CA: EtcdCA, CN: "etcd-server", Usage: Serving, DNS: hostNames, IPs: hostIPs},
+			{Name: "etcd-peer", CA: EtcdCA, CN: "etcd-peer", Usage: Both, DNS: hostNames, IPs: hostIPs},
+			{Name: "etcd-client", CA: EtcdCA, CN: "etcd-client"},
+		}
+	}
+	return append([]Leaf{
 		{Name: "kube-apiserver", CA: ServerCA, CN: "kube-apiserver", Usage: Serving, DNS: apiNames, IPs: apiIPs},
 		{Name: "kube-apiserver-kubelet", CA: ClientCA, CN: "system:kube-apiserver-kubelet", Orgs: masters},
 		{Name: "front-proxy", CA: RequestHeaderCA, CN: FrontProxy},
@@ -72,7 +83,7 @@ func Table(n Names) []Leaf {
 		// Flannel reads every node, which a kubelet's identity may not.
 		{Name: "podo-node", CA: ClientCA, CN: "system:podo-node", Node: true},
 		{Name: "kube-proxy", CA: ClientCA, CN: "system:kube-proxy", Node: true},
-	}
+	}, members...)
 }
 
 // NodeTable lists the rows that a node presents.
@@ -88,11 +99,14 @@ func (l Leaf) Files(p paths.Paths) paths.Pair {
 	return p.ServerLeaf(l.Name)
 }
 
-func (l Leaf) extUsage() x509.ExtKeyUsage {
-	if l.Usage == Serving {
-		return x509.ExtKeyUsageServerAuth
+func (l Leaf) extUsage() []x509.ExtKeyUsage {
+	switch l.Usage {
+	case Serving:
+		return []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth}
+	case Both:
+		return []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth}
 	}
-	return x509.ExtKeyUsageClientAuth
+	return []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}
 }
 
 // apiServer is every name the API is reached by.

@@ -23,11 +23,12 @@ func Batteries() []string { return []string{"coredns"} }
 
 // New decides. Environ is the environment of the process, of which the children
 // get the search path and the proxies.
-func New(cfg config.Server, facts host.Facts, environ []string) (Plan, error) {
-	d := decision{cfg: cfg, cluster: clusterOf(cfg), facts: facts, environ: environ, paths: paths.New(cfg.DataDir)}
+func New(cfg config.Server, facts host.Facts, known Known, environ []string) (Plan, error) {
+	d := decision{cfg: cfg, cluster: ClusterOf(cfg), known: known, facts: facts, environ: environ, paths: paths.New(cfg.DataDir)}
 	d.name()
 	d.addresses()
 	d.gates()
+	d.datastore()
 	if err := errors.Join(d.errs...); err != nil {
 		return Plan{}, err
 	}
@@ -84,13 +85,11 @@ func NewAgent(cfg config.Node, facts host.Facts, cluster Cluster, environ []stri
 		a.Listen = netip.AddrPortFrom(loopback, uint16(cfg.BalancerPort))
 		a.API = "https://" + a.Listen.String()
 	}
-	node := d.node()
-	node.Kubelet.LeaseSeconds = agentLeaseSeconds
-	return Plan{Gates: d.gateSet, Agent: a, Node: node}, nil
+	return Plan{Gates: d.gateSet, Agent: a, Node: d.node()}, nil
 }
 
-// clusterOf is what a server tells nodes of its cluster.
-func clusterOf(cfg config.Server) Cluster {
+// ClusterOf is what a server tells nodes of its cluster.
+func ClusterOf(cfg config.Server) Cluster {
 	n := cfg.Network
 	c := Cluster{
 		PodCIDR:        n.ClusterCIDR,
@@ -112,6 +111,7 @@ func clusterOf(cfg config.Server) Cluster {
 type decision struct {
 	cfg     config.Server // of an agent, only what any node has
 	cluster Cluster
+	known   Known
 	facts   host.Facts
 	environ []string
 	paths   paths.Paths
@@ -120,6 +120,8 @@ type decision struct {
 	ips      []netip.Addr // of the node, one a family, first is primary
 	link     host.Link    // that carries the pod network
 	gateSet  map[string]bool
+	etcd     bool // several servers keep the state
+	alone    bool // this is the only server, and will stay so
 	errs     []error
 }
 
@@ -225,19 +227,21 @@ func (d *decision) server() *Server {
 				ServiceIPs:    each(n.ServiceCIDR, 1),
 				ClusterDomain: n.ClusterDomain,
 				ExtraSANs:     d.extraSANs(),
+				Etcd:          d.etcd,
 			},
 			Token: c.Token,
 			Agent: c.Agents.Token,
 		},
-		Storage: Storage{DB: p.StateDB(), Socket: p.Socket("kine")},
+		Storage: d.storage(),
 		APIServer: APIServer{
 			Paths:         p,
-			Storage:       "unix://" + p.Socket("kine"),
+			Storage:       "unix://" + d.socket(),
 			Bind:          d.bind(),
 			Port:          c.Listener.Port,
 			Advertise:     d.advertise(),
 			ServiceCIDR:   n.ServiceCIDR,
 			NodePortRange: n.NodePortRange,
+			Several:       d.etcd,
 			Issuer:        "https://kubernetes.default.svc." + n.ClusterDomain,
 			Args:          c.Components.APIServerArgs,
 		},
@@ -255,9 +259,11 @@ func (d *decision) server() *Server {
 			Name:   c.Kubeconfig.Name,
 			Server: d.url(),
 		},
-		API:     d.url(),
-		Cluster: d.cluster,
-		Egress:  Egress{Mode: n.Egress},
+		API:      d.url(),
+		Cluster:  d.cluster,
+		Shared:   config.Shared(c),
+		Egress:   Egress{Mode: n.Egress},
+		Election: d.etcd,
 	}
 	if n.Egress != "disabled" {
 		s.Egress.Config, s.Egress.Socket = p.EgressConfig(), p.Socket("egress")
@@ -303,7 +309,7 @@ func (d *decision) node() *Node {
 			CgroupV1:      d.facts.Cgroup.Mode != host.CgroupV2,
 			ExternalCloud: n.ExternalCloud,
 			ProtectKernel: c.ProtectKernelDefaults,
-			LeaseSeconds:  leaseSeconds,
+			LeaseSeconds:  d.leaseSeconds(),
 			Args:          c.KubeletArgs,
 		},
 	}
@@ -328,14 +334,70 @@ func (d *decision) node() *Node {
 	return node
 }
 
-// leaseSeconds is how long the lease of a node beside the only control plane lasts.
-// Nobody is left to notice when that machine dies, and each renewal costs the disk
-// some 45 KB, so it is renewed every thirty seconds instead of every ten. The
+// leaseSeconds is how long a node's lease lasts. Beside the only control plane nobody
+// is left to notice when that machine dies, and each renewal costs the disk some
+// 45 KB, so it is renewed every thirty seconds instead of Kubernetes' ten. The
 // controllers call a node unreachable after fifty.
-const leaseSeconds = 120
+func (d *decision) leaseSeconds() int32 {
+	if d.alone {
+		return 120
+	}
+	return 40
+}
 
-// agentLeaseSeconds is Kubernetes' own: servers must notice when an agent dies.
-const agentLeaseSeconds = 40
+// datastore decides where the state is kept. What is on the disk goes on; only a
+// server without any has a choice.
+func (d *decision) datastore() {
+	c := d.cfg
+	d.etcd = d.known.Datastore == "etcd" || d.known.Datastore == "" && (c.Datastore.Init || c.Join.Server != "")
+	d.alone = !d.etcd
+	switch {
+	case d.known.Datastore == "sqlite" && c.Datastore.Init:
+		d.wrong("cluster-init: this server has a cluster in SQLite already; it cannot be turned into one of several servers yet: leave cluster-init out, or run podo uninstall to begin anew")
+	case d.known.Datastore == "sqlite" && c.Join.Server != "":
+		d.wrong("server: this server has a cluster of its own, in SQLite; leave server out to keep it, or run podo uninstall first to give it up and join another")
+	case !d.etcd && len(c.Datastore.EtcdArgs) > 0:
+		d.wrong("etcd-arg: this server keeps its state in SQLite and runs no etcd, so nothing would read it; remove it")
+	case !d.etcd && c.Datastore.ExposeMetrics:
+		d.wrong("etcd-expose-metrics: this server keeps its state in SQLite and runs no etcd; remove it")
+	case !d.etcd && c.Datastore.Reset:
+		d.wrong("cluster-reset: this server keeps its state in SQLite, so there are no other servers that could be lost; remove it")
+	}
+}
+
+// socket is where the datastore answers.
+func (d *decision) socket() string {
+	if d.etcd {
+		return d.paths.Socket("etcd")
+	}
+	return d.paths.Socket("kine")
+}
+
+func (d *decision) storage() Storage {
+	p := d.paths
+	if !d.etcd {
+		return Storage{SQLite: &SQLite{DB: p.StateDB(), Socket: d.socket()}}
+	}
+	metrics := netip.AddrFrom4([4]byte{127, 0, 0, 1})
+	if d.cfg.Datastore.ExposeMetrics {
+		metrics = netip.IPv6Unspecified()
+	}
+	return Storage{Etcd: &Etcd{
+		Node:    d.nodeName,
+		Dir:     p.EtcdData(),
+		Socket:  d.socket(),
+		Peer:    netip.AddrPortFrom(d.ips[0], 2380),
+		Client:  netip.AddrPortFrom(d.ips[0], 2379),
+		Metrics: []netip.AddrPort{netip.AddrPortFrom(metrics, 2381)},
+		CA:      p.CA(pki.EtcdCA).Cert,
+		Server:  p.ServerLeaf("etcd-server"),
+		Member:  p.ServerLeaf("etcd-peer"),
+		Caller:  p.ServerLeaf("etcd-client"),
+		Init:    d.cfg.Datastore.Init,
+		Join:    d.known.Members,
+		Args:    d.cfg.Datastore.EtcdArgs,
+	}}
+}
 
 // overhead is what a packet grows by on its way to another node, in bytes: an
 // outer IP, UDP and VXLAN header around an Ethernet frame, or WireGuard's.

@@ -24,6 +24,12 @@ type Plan struct {
 	Gates map[string]bool
 }
 
+// Known is what the disk and the cluster say before anything is decided.
+type Known struct {
+	Datastore string   // kind that this server has on its disk: sqlite or etcd; empty if none
+	Members   []string // client URLs of the etcd members whose cluster this start has joined
+}
+
 // Server is the control plane.
 type Server struct {
 	Paths             paths.Paths
@@ -37,7 +43,9 @@ type Server struct {
 	API               string // URL of the API server as this machine reaches it
 	NodeName          string // of the node in this process; empty if there is none
 	Cluster           Cluster
+	Shared            map[string]string // settings that all servers must have the same, by name
 	Egress            Egress
+	Election          bool // several servers: only one has controllers and a scheduler at work
 }
 
 // Egress is how the API server reaches other nodes.
@@ -82,10 +90,35 @@ type Certificates struct {
 	Agent config.Secret // the agents' token, likewise
 }
 
-// Storage is the datastore.
+// Storage is the datastore: one of the two.
 type Storage struct {
-	DB     string // SQLite file
+	SQLite *SQLite
+	Etcd   *Etcd
+}
+
+// SQLite is one file, of one server.
+type SQLite struct {
+	DB     string
 	Socket string // where it speaks the etcd protocol
+}
+
+// Etcd is one member of a datastore that several servers share.
+type Etcd struct {
+	Node    string           // name of the node; the member's name begins with it
+	Dir     string           // holds the data, and nothing else
+	Socket  string           // unix socket for this machine's API server; root's alone
+	Peer    netip.AddrPort   // where the other members reach this one
+	Client  netip.AddrPort   // where other servers reach it; loopback has the same port
+	Metrics []netip.AddrPort // plain HTTP, figures and health only
+
+	CA     string     // certificate of the authority that signs for members and callers
+	Server paths.Pair // shown to callers
+	Member paths.Pair // shown to members, as server and as client
+	Caller paths.Pair // shown to members when this server asks them
+
+	Init bool     // begin a cluster if there is none on the disk
+	Join []string // client URLs of members to join if there is none on the disk
+	Args []string // etcd's own flags as NAME=VALUE
 }
 
 // APIServer configures kube-apiserver.
@@ -97,6 +130,7 @@ type APIServer struct {
 	Advertise     netip.Addr
 	ServiceCIDR   []netip.Prefix
 	NodePortRange string
+	Several       bool // servers may be up at the same time
 	Issuer        string
 	EgressConfig  string   // file; empty means that every node is dialled
 	Args          []string // from the user

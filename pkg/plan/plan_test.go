@@ -24,7 +24,7 @@ func TestMain(m *testing.M) {
 // TestNew writes the plan of an ordinary machine in full, and of every other case
 // what differs from it.
 func TestNew(t *testing.T) {
-	base, err := plan.New(config.Default(), plantest.Machine(), nil)
+	base, err := plan.New(config.Default(), plantest.Machine(), plan.Known{}, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -83,11 +83,11 @@ func show(name string, v reflect.Value) (out []string) {
 func TestNewIsPure(t *testing.T) {
 	cfg, facts := config.Default(), plantest.Machine()
 	environ := []string{"PATH=/bin", "HTTPS_PROXY=http://proxy:3128"}
-	first, err := plan.New(cfg, facts, environ)
+	first, err := plan.New(cfg, facts, plan.Known{}, environ)
 	if err != nil {
 		t.Fatal(err)
 	}
-	second, err := plan.New(cfg, facts, environ)
+	second, err := plan.New(cfg, facts, plan.Known{}, environ)
 	if err != nil {
 		t.Fatal(err)
 	}

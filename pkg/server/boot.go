@@ -7,6 +7,7 @@ package server
 
 import (
 	"context"
+	"crypto/rand"
 	"errors"
 	"io/fs"
 	"log/slog"
@@ -18,10 +19,12 @@ import (
 	"github.com/podo-dev/podo/pkg/gate"
 	"github.com/podo-dev/podo/pkg/kube/apiserver"
 	"github.com/podo-dev/podo/pkg/kube/controllermanager"
+	"github.com/podo-dev/podo/pkg/kube/lease"
 	"github.com/podo-dev/podo/pkg/kube/scheduler"
 	"github.com/podo-dev/podo/pkg/kubeconfig"
 	"github.com/podo-dev/podo/pkg/lifecycle"
 	"github.com/podo-dev/podo/pkg/plan"
+	"github.com/podo-dev/podo/pkg/storage/etcd"
 	"github.com/podo-dev/podo/pkg/storage/sqlite"
 )
 
@@ -33,7 +36,22 @@ const patience = 5 * time.Minute
 type Server struct {
 	Trust *lifecycle.Unit // certificates and kubeconfigs are on disk
 	API   *lifecycle.Unit // the API is ready
-	Store *sqlite.Store
+	Store Store
+}
+
+// Store is a datastore. Health asks it one small question, and returns its size in
+// bytes and how long the answer took.
+type Store interface {
+	lifecycle.Component
+	Health(ctx context.Context) (bytes int64, latency time.Duration, err error)
+}
+
+// newStore makes the datastore of the plan.
+func newStore(p plan.Storage, log *slog.Logger) Store {
+	if p.Etcd != nil {
+		return etcd.New(*p.Etcd, log)
+	}
+	return sqlite.New(*p.SQLite, log)
 }
 
 // Deps are what the control plane takes from its surroundings.
@@ -50,7 +68,8 @@ type Deps struct {
 // a component is wrong; all such mistakes are in it.
 func Build(g *lifecycle.Group, p plan.Server, d Deps) (Server, error) {
 	who := &keyring{plan: p}
-	super := newSupervisor(p, who, d.Gate, d.Log)
+	s := Server{Store: newStore(p.Storage, d.Log)}
+	super := newSupervisor(p, who, s.Store, d.Gate, d.Log)
 	api, err1 := apiserver.New(p.APIServer, super.front, d.Gate, d.Log)
 	controllers, err2 := controllermanager.New(p.ControllerManager, d.Gate, d.Log)
 	var sched *scheduler.Scheduler
@@ -61,7 +80,6 @@ func Build(g *lifecycle.Group, p plan.Server, d Deps) (Server, error) {
 	if err := errors.Join(err1, err2, err3); err != nil {
 		return Server{}, err
 	}
-	s := Server{Store: sqlite.New(p.Storage, d.Log)}
 
 	s.Trust = g.Add(who.component())
 	store := g.Add(s.Store, s.Trust) // a cluster's CA comes before its first object
@@ -71,15 +89,24 @@ func Build(g *lifecycle.Group, p plan.Server, d Deps) (Server, error) {
 	}
 	s.API = g.Add(lifecycle.Within(patience, api), needs...)
 	g.Add(super.component(), s.API)
-	g.Add(controllers, s.API.Begun())
+	g.Add(alone(p, d, controllers), s.API.Begun())
 	if sched != nil {
-		g.Add(sched, s.API.Begun())
+		g.Add(alone(p, d, sched), s.API.Begun())
 	}
 	if p.NodeName != "" {
 		g.Add(Role(p, d.Gate), s.API)
 	}
 	g.Add(deploy.New(p.Addons, d.Manifests, client(p, d.Gate), d.Values, d.Log), s.API)
 	return s, nil
+}
+
+// alone sees to it that a part is at work on one of several servers only. The lease
+// is ours rather than upstream's, which ends the process when it loses one.
+func alone(p plan.Server, d Deps, c lifecycle.Component) lifecycle.Component {
+	if !p.Election {
+		return c
+	}
+	return lease.Hold(lease.Options{Name: "podo-" + c.Name(), Identity: p.Certificates.Names.Node + "-" + rand.Text(), Client: client(p, d.Gate), Log: d.Log}, c)
 }
 
 // client is for podo's own work on the cluster.

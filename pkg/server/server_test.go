@@ -32,7 +32,7 @@ import (
 // server is the plan of an ordinary machine that keeps everything below dir.
 func server(t *testing.T, dir string) plan.Server {
 	t.Helper()
-	p, err := plan.New(config.Default(), plantest.Machine(), nil)
+	p, err := plan.New(config.Default(), plantest.Machine(), plan.Known{}, nil)
 	if err != nil {
 		t.Fatal(err)
 	}

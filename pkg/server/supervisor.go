@@ -2,6 +2,7 @@ package server
 
 import (
 	"context"
+	"crypto/x509"
 	"log/slog"
 	"net/http"
 	"net/netip"
@@ -11,6 +12,7 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/client-go/informers"
@@ -22,7 +24,9 @@ import (
 	"github.com/podo-dev/podo/pkg/join"
 	"github.com/podo-dev/podo/pkg/kubeconfig"
 	"github.com/podo-dev/podo/pkg/lifecycle"
+	"github.com/podo-dev/podo/pkg/pki"
 	"github.com/podo-dev/podo/pkg/plan"
+	"github.com/podo-dev/podo/pkg/storage/etcd"
 	"github.com/podo-dev/podo/pkg/tunnel"
 )
 
@@ -33,6 +37,7 @@ type supervisor struct {
 	trust *keyring
 	gate  *gate.Gate
 	hub   *tunnel.Hub
+	store Store
 	log   *slog.Logger
 
 	mu     sync.Mutex
@@ -40,8 +45,8 @@ type supervisor struct {
 	nodes  corelisters.NodeLister // likewise
 }
 
-func newSupervisor(p plan.Server, t *keyring, g *gate.Gate, log *slog.Logger) *supervisor {
-	s := &supervisor{plan: p, trust: t, gate: g, log: log}
+func newSupervisor(p plan.Server, t *keyring, store Store, g *gate.Gate, log *slog.Logger) *supervisor {
+	s := &supervisor{plan: p, trust: t, gate: g, store: store, log: log}
 	s.hub = tunnel.NewHub(tunnel.Mode(p.Egress.Mode), s.owner, log)
 	return s
 }
@@ -55,8 +60,15 @@ func (s *supervisor) front(next http.Handler) http.Handler {
 		Records:     s.records,
 		Servers:     s.servers,
 		Tunnel:      s.hub.Accept,
-		Now:         time.Now,
-		Log:         s.log,
+		Peers: join.Peers{
+			Token:    s.trust.forServers,
+			Bundle:   s.trust.bundle,
+			Settings: s.plan.Shared,
+			Members:  s.members,
+			Live:     s.live,
+		},
+		Now: time.Now,
+		Log: s.log,
 	}, next)
 }
 
@@ -88,6 +100,10 @@ func (s *supervisor) component() lifecycle.Component {
 		factory.StartWithContext(ctx)
 		defer factory.Shutdown()
 		factory.WaitForCacheSyncWithContext(ctx)
+		// No agent may take the name of this server's own node.
+		if err := s.claim(ctx, client); err != nil {
+			return err
+		}
 		s.mu.Lock()
 		s.client, s.nodes = client, lister
 		s.mu.Unlock()
@@ -95,6 +111,71 @@ func (s *supervisor) component() lifecycle.Component {
 		<-ctx.Done()
 		return nil
 	})
+}
+
+// claim notes that this server's node is this machine. A server holds the keys of
+// the cluster, so nobody's word counts more.
+func (s *supervisor) claim(ctx context.Context, client kubernetes.Interface) error {
+	if s.plan.NodeName == "" {
+		return nil
+	}
+	key, err := pki.EnsureKey(s.plan.Paths.Identity())
+	if err != nil {
+		return err
+	}
+	public, err := x509.MarshalPKIXPublicKey(key.Public())
+	if err != nil {
+		return err
+	}
+	for {
+		if err = join.NewRecords(client).Claim(ctx, s.plan.NodeName, public, true); err == nil || ctx.Err() != nil {
+			return nil
+		}
+		s.log.Debug("own name not claimed yet", "component", "supervisor", "err", err)
+		select {
+		case <-ctx.Done():
+		case <-time.After(time.Second):
+		}
+	}
+}
+
+// members are the client URLs of the datastore's members.
+func (s *supervisor) members(ctx context.Context) ([]string, error) {
+	store, ok := s.store.(*etcd.Store)
+	if !ok {
+		return nil, join.ErrAlone
+	}
+	admin, err := store.Admin()
+	if err != nil {
+		return nil, err
+	}
+	list, err := admin.Members(ctx)
+	if err != nil {
+		return nil, err
+	}
+	var out []string
+	for _, m := range list {
+		if m.Client != "" && !m.Learner {
+			out = append(out, m.Client)
+		}
+	}
+	return out, nil
+}
+
+// live reports whether a node has renewed its lease lately.
+func (s *supervisor) live(ctx context.Context, node string) (bool, error) {
+	client, _, err := s.api()
+	if err != nil {
+		return false, err
+	}
+	lease, err := client.CoordinationV1().Leases(corev1.NamespaceNodeLease).Get(ctx, node, metav1.GetOptions{})
+	if apierrors.IsNotFound(err) || err == nil && (lease.Spec.RenewTime == nil || lease.Spec.LeaseDurationSeconds == nil) {
+		return false, nil
+	}
+	if err != nil {
+		return false, err
+	}
+	return time.Since(lease.Spec.RenewTime.Time) < time.Duration(*lease.Spec.LeaseDurationSeconds)*time.Second, nil
 }
 
 // addressesOnly keeps of a node what owner asks for; the rest would be memory.

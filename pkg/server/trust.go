@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net/http"
 	"os"
 	"os/user"
@@ -20,6 +21,7 @@ import (
 	"github.com/podo-dev/podo/pkg/paths"
 	"github.com/podo-dev/podo/pkg/pki"
 	"github.com/podo-dev/podo/pkg/plan"
+	"github.com/podo-dev/podo/pkg/storage/etcd"
 	"github.com/podo-dev/podo/pkg/token"
 )
 
@@ -63,6 +65,22 @@ func (t *keyring) authorities() (pki.Authorities, error) {
 		return nil, join.ErrStarting
 	}
 	return t.cas, nil
+}
+
+// forServers is the token that lets a machine join as a server.
+func (t *keyring) forServers() (token.Token, error) {
+	if _, err := t.authorities(); err != nil {
+		return token.Token{}, err
+	}
+	return token.Read(t.plan.Paths.Token())
+}
+
+// bundle is what another server needs to be one.
+func (t *keyring) bundle() (pki.Bundle, error) {
+	if _, err := t.authorities(); err != nil {
+		return pki.Bundle{}, err
+	}
+	return pki.Export(t.plan.Paths)
 }
 
 // forAgents are the tokens that let a machine join as an agent. They are read anew,
@@ -127,6 +145,12 @@ func groupID(name string) (int, error) {
 		return 0, err
 	}
 	return strconv.Atoi(g.Gid)
+}
+
+// Reset makes the datastore of this server that of one server alone, and returns
+// where the data as it was is kept.
+func Reset(ctx context.Context, p plan.Server, log *slog.Logger) (kept string, err error) {
+	return etcd.New(*p.Storage.Etcd, log).Reset(ctx)
 }
 
 // ready asks the API whether it is ready.

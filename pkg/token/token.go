@@ -40,6 +40,10 @@ var ErrMalformed = errors.New("malformed token")
 // ErrDiffers means the cluster was made with another token or another CA.
 var ErrDiffers = errors.New("token differs from the cluster's")
 
+// errEnding refuses a lasting token that nobody could show: it would be looked for
+// among those that live in the cluster.
+var errEnding = fmt.Errorf("%w: ID.SECRET is the form of tokens that end by themselves (podo token create); give a password of another form", ErrMalformed)
+
 // A Token is a password together with the CA that may ask for it. Hash and User
 // are empty if only a password was given.
 type Token struct {
@@ -70,8 +74,11 @@ func Parse(text string) (Token, error) {
 		return Token{}, fmt.Errorf("%w: the CA's hash after %s must be %d hex digits, is it cut off?", ErrMalformed, prefix, 2*sha256.Size)
 	}
 	t, err := ParseCredential(credentials)
+	if err != nil {
+		return Token{}, err
+	}
 	t.Hash = strings.ToLower(hash)
-	return t, err
+	return t, nil
 }
 
 // ParseCredential reads what comes after the hash: user:password or id.secret.
@@ -212,12 +219,18 @@ func Ensure(path, user string, want config.Secret, caPEM []byte) (Token, error) 
 		if given, err = Parse(string(want)); err != nil {
 			return Token{}, fmt.Errorf("token given: %w", err)
 		}
+		if given.ID != "" {
+			return Token{}, fmt.Errorf("token given: %w", errEnding)
+		}
 		if given.Hash != "" && !given.Pins(caPEM) {
 			return Token{}, fmt.Errorf("%w: the token given was made for another cluster; leave it out, or give only its password", ErrDiffers)
 		}
 	}
 
 	kept, err := Read(path)
+	if err == nil && kept.ID != "" {
+		err = fmt.Errorf("token %s: %w", path, errEnding)
+	}
 	if err == nil {
 		return reconcile(path, user, kept, given, caPEM)
 	}

@@ -3,6 +3,7 @@ package token
 import (
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
@@ -96,8 +97,9 @@ func TestEnsure(t *testing.T) {
 		"the same whole":     {want: config.Secret(made.Text()), ca: ca},
 		"the same password":  {want: made.Password, ca: ca},
 		"another password":   {want: "other", ca: ca, err: ErrDiffers, says: path},
-		"another cluster's":  {want: config.Secret(Token{Hash([]byte(otherCA)), Server, made.Password}.Text()), ca: ca, err: ErrDiffers, says: "only its password"},
+		"another cluster's":  {want: config.Secret(Token{Hash: Hash([]byte(otherCA)), User: Server, Password: made.Password}.Text()), ca: ca, err: ErrDiffers, says: "only its password"},
 		"CA was replaced":    {ca: otherCA, err: ErrDiffers, says: "backup"},
+		"like one that ends": {want: "abc123.0123456789abcdef", ca: ca, err: ErrMalformed, says: "another form"},
 		"malformed":          {want: "a b", ca: ca, err: ErrMalformed, says: "white space"},
 		"nothing said again": {ca: ca},
 	}
@@ -126,7 +128,7 @@ func TestEnsureTakesWhatPeopleWrote(t *testing.T) {
 		t.Fatal(err)
 	}
 	got, err := Ensure(path, Server, "mine", []byte(ca))
-	if err != nil || got != (Token{Hash([]byte(ca)), Server, "mine"}) {
+	if err != nil || got != (Token{Hash: Hash([]byte(ca)), User: Server, Password: "mine"}) {
 		t.Fatalf("got %#v, %v", got, err)
 	}
 	if kept, err := Read(path); err != nil || kept != got {
@@ -141,6 +143,78 @@ func TestEnsureRefusesGarbage(t *testing.T) {
 	}
 	if _, err := Ensure(path, Server, "", []byte(ca)); !errors.Is(err, ErrMalformed) || !strings.Contains(err.Error(), path) {
 		t.Errorf("got %v", err)
+	}
+}
+
+func TestEnsureRefusesWhatNobodyCouldShow(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "token")
+	if err := os.WriteFile(path, []byte("abc123.0123456789abcdef\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Ensure(path, Server, "", []byte(ca)); !errors.Is(err, ErrMalformed) || !strings.Contains(err.Error(), path) {
+		t.Errorf("got %v", err)
+	}
+}
+
+func TestReplace(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "token")
+	if _, err := Replace(path, Server, ""); !errors.Is(err, fs.ErrNotExist) {
+		t.Fatalf("replaced none: %v", err)
+	}
+	first, err := Ensure(path, Agent, "", []byte(ca))
+	if err != nil {
+		t.Fatal(err)
+	}
+	tests := map[string]struct {
+		given config.Secret
+		want  config.Secret // empty: made up
+		err   error
+	}{
+		"made up":           {},
+		"a password":        {given: "other", want: "other"},
+		"whole":             {given: config.Secret(Token{Hash: first.Hash, User: Agent, Password: "third"}.Text()), want: "third"},
+		"another cluster's": {given: config.Secret(Token{Hash: Hash([]byte(otherCA)), User: Agent, Password: "x"}.Text()), err: ErrMalformed},
+		"one that ends":     {given: "abc123.0123456789abcdef", err: ErrMalformed},
+		"malformed":         {given: "a b", err: ErrMalformed},
+	}
+	for name, tt := range tests {
+		t.Run(name, func(t *testing.T) {
+			before, _ := Read(path)
+			got, err := Replace(path, Agent, tt.given)
+			after, _ := Read(path)
+			if !errors.Is(err, tt.err) {
+				t.Fatalf("got %v, want %v", err, tt.err)
+			}
+			if err != nil {
+				if after != before {
+					t.Errorf("refused, and yet %#v became %#v", before, after)
+				}
+				return
+			}
+			if after != got || got.Hash != first.Hash || got.User != Agent || got.Password == before.Password || tt.want != "" && got.Password != tt.want {
+				t.Errorf("got %#v, kept %#v", got, after)
+			}
+		})
+	}
+}
+
+func TestCredential(t *testing.T) {
+	for name, tt := range map[string]struct {
+		in   Token
+		want string
+	}{
+		"server's":   {Token{User: Server, Password: "x:y"}, "server:x:y"},
+		"agent's":    {Token{User: Agent, Password: "x"}, "node:x"},
+		"a password": {Token{Password: "x"}, "node:x"},
+		"bootstrap":  {Token{ID: "abc123", Password: "0123456789abcdef"}, "abc123.0123456789abcdef"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			got := tt.in.Credential()
+			back, err := ParseCredential(got)
+			if got != tt.want || err != nil || back.ID != tt.in.ID || back.Password != tt.in.Password {
+				t.Errorf("%#v is shown as %q, which reads %#v, %v", tt.in, got, back, err)
+			}
+		})
 	}
 }
 

@@ -43,7 +43,7 @@ type baseline struct {
 }
 
 func newBaseline(b baseline) (product, error) {
-	p, err := plan.New(b.cfg, b.facts, b.env)
+	p, err := plan.New(b.cfg, b.facts, plan.Known{}, b.env)
 	if err != nil {
 		return product{}, err
 	}

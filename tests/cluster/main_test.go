@@ -6,10 +6,15 @@
 package cluster
 
 import (
+	"context"
 	"fmt"
+	"io"
+	"net"
+	"net/http"
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -158,6 +163,126 @@ func (s *scene) apply(server *hosts.Host, manifest string) {
 	if out, err := server.Apply(images(manifest)); err != nil {
 		s.Fatalf("apply: %v\n%s", err, out)
 	}
+}
+
+// in is the scene for a test within this one.
+func (s *scene) in(t *testing.T) *scene { return &scene{T: t, net: s.net} }
+
+// try runs podo until it ends and returns all that it said, with its exit code: -1
+// if it still ran after patience.
+func (s *scene) try(h *hosts.Host, patience time.Duration, args ...string) (string, int) {
+	s.Helper()
+	p := h.Start(append([]string{"podo"}, args...)...)
+	code, err := p.Wait(patience)
+	if err != nil {
+		s.end(p)
+	}
+	return p.Log(), code
+}
+
+// refused has a start of podo end at once, as impossible, with all these words.
+func (s *scene) refused(h *hosts.Host, args []string, words ...string) {
+	s.Helper()
+	said, code := s.try(h, 15*time.Second, args...)
+	if code != 2 {
+		s.Errorf("podo %s: exit code %d, want 2 (-1 is: it tries on)\n%s", redact(args), code, said)
+	}
+	s.says(said, words...)
+	for i, a := range args[:len(args)-1] {
+		if _, secret, ok := strings.Cut(args[i+1], "::"); a == "--token" && ok && strings.Contains(said, secret) {
+			s.Errorf("podo %s prints the secret:\n%s", redact(args), said)
+		}
+	}
+}
+
+func (s *scene) says(said string, words ...string) {
+	s.Helper()
+	for _, w := range words {
+		if !strings.Contains(said, w) {
+			s.Errorf("nothing of %q in:\n%s", w, said)
+		}
+	}
+}
+
+func redact(args []string) string {
+	text := strings.Join(args, " ")
+	if before, _, ok := strings.Cut(text, "--token"); ok {
+		return before + "--token ..."
+	}
+	return text
+}
+
+// podo runs a verb of podo and ends the test if it fails.
+func (s *scene) podo(h *hosts.Host, args ...string) string {
+	s.Helper()
+	out, err := h.Run(append([]string{"podo"}, args...)...)
+	if err != nil {
+		s.Fatalf("on %s: %v\n%s", h.Name(), err, out)
+	}
+	return strings.TrimSpace(out)
+}
+
+// end stops a podo as a service manager does.
+func (s *scene) end(p *hosts.Process) {
+	s.Helper()
+	if err := p.Signal(syscall.SIGTERM); err != nil {
+		s.Fatal(err)
+	}
+	if _, err := p.Wait(20 * time.Second); err != nil {
+		s.Fatal(err)
+	}
+}
+
+// kill ends a podo without a chance to tidy up.
+func (s *scene) kill(p *hosts.Process) {
+	s.Helper()
+	if err := p.Signal(syscall.SIGKILL); err != nil {
+		s.Fatal(err)
+	}
+	if _, err := p.Wait(20 * time.Second); err != nil {
+		s.Fatal(err)
+	}
+}
+
+// get fetches a page from a host.
+func (s *scene) get(h *hosts.Host, address, path string) (string, error) {
+	client := &http.Client{Timeout: 3 * time.Second, Transport: &http.Transport{
+		DisableKeepAlives: true,
+		DialContext: func(context.Context, string, string) (net.Conn, error) {
+			return h.Dial("tcp", address, 2*time.Second)
+		},
+	}}
+	res, err := client.Get("http://" + address + path)
+	if err != nil {
+		return "", err
+	}
+	defer res.Body.Close()
+	text, err := io.ReadAll(res.Body)
+	if err == nil && res.StatusCode != http.StatusOK {
+		err = fmt.Errorf("%s: %s", res.Status, text)
+	}
+	return string(text), err
+}
+
+// rolledOut waits until every pod of a DaemonSet is ready.
+func (s *scene) rolledOut(server *hosts.Host, name string) {
+	s.Helper()
+	s.within(60*time.Second, "pods of "+name+" ready", func() error {
+		out, err := server.Kubectl("rollout", "status", "daemonset/"+name, "--timeout=5s")
+		if err != nil {
+			return fmt.Errorf("%w: %s", err, out)
+		}
+		return nil
+	})
+}
+
+// podOn is the name and the address of the pod of an app on a node.
+func (s *scene) podOn(server, node *hosts.Host, app string) (name, ip string) {
+	s.Helper()
+	out := s.kubectl(server, "get", "pods", "-l", "app="+app, "--field-selector", "spec.nodeName="+node.Name(),
+		"-o", `jsonpath={.items[0].metadata.name} {.items[0].status.podIP}`)
+	name, ip, _ = strings.Cut(out, " ")
+	return name, ip
 }
 
 // running waits until pods with a label are ready.

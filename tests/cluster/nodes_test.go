@@ -43,13 +43,7 @@ func TestPodsOfDifferentNodesTalk(t *testing.T) {
 			one, two := s.agent("one", server), s.agent("two", server)
 			s.ready(server, server, one, two)
 			s.apply(server, twoPlaces)
-			s.within(60*time.Second, "three pods ready", func() error {
-				out, err := server.Kubectl("rollout", "status", "daemonset/web", "--timeout=5s")
-				if err != nil {
-					return fmt.Errorf("%w: %s", err, out)
-				}
-				return nil
-			})
+			s.rolledOut(server, "web")
 			pods := strings.Fields(s.kubectl(server, "get", "pods", "-l", "app=web", "-o", `jsonpath={range .items[*]}{.metadata.name}/{.status.podIP} {end}`))
 			if len(pods) != 3 {
 				t.Fatalf("pods: %v, want 3", pods)

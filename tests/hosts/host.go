@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io/fs"
 	"net"
 	"net/netip"
 	"os"
@@ -284,10 +285,13 @@ func (h *Host) boot() error {
 	if err := os.Chmod(h.dir("vartmp"), 0o777|os.ModeSticky); err != nil {
 		return err
 	}
+	if err := h.install(); err != nil {
+		return err
+	}
 	machine := sha256.Sum256(fmt.Append(nil, h.net.id, h.name, h.life))
 	gateway := nth(h.net.ranges[0], 1).String()
 	text, err := json.Marshal(machineSpec{
-		Name: h.name, Dir: h.dir(""), Binary: h.net.opts.Binary, Share: h.net.opts.Share, Groups: h.net.groups,
+		Name: h.name, Dir: h.dir(""), Share: h.net.opts.Share, Groups: h.net.groups,
 		Files: map[string]string{
 			"/etc/hostname":    h.name + "\n",
 			"/etc/hosts":       h.hostsFile(),
@@ -334,6 +338,32 @@ func (h *Host) boot() error {
 		return err
 	}
 	return h.line.begin()
+}
+
+// install gives a new machine its podo. It is a file like any other, so that it can be
+// removed, and a link, so that all hosts share its pages.
+func (h *Host) install() error {
+	dir := h.dir("upper/usr/local/bin")
+	if _, err := os.Stat(dir); h.net.opts.Binary == "" || err == nil {
+		return nil
+	}
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return err
+	}
+	common := filepath.Join(h.net.room, ".podo")
+	if err := os.Link(h.net.opts.Binary, common); err != nil && !errors.Is(err, fs.ErrExist) {
+		if !errors.Is(err, unix.EXDEV) {
+			return err
+		}
+		text, err := os.ReadFile(h.net.opts.Binary)
+		if err != nil {
+			return err
+		}
+		if err := os.WriteFile(common, text, 0o755); err != nil {
+			return err
+		}
+	}
+	return os.Link(common, filepath.Join(dir, "podo"))
 }
 
 // end kills the first process, with which the kernel ends all others, and takes away

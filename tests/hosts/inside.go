@@ -28,7 +28,6 @@ const (
 type machineSpec struct {
 	Name   string
 	Dir    string // with upper, work, root, varlib and vartmp
-	Binary string
 	Share  []string
 	Groups groups
 	Files  map[string]string
@@ -97,9 +96,6 @@ func (m machineSpec) mount() error {
 	}
 	for _, dir := range m.Share {
 		mounts = append(mounts, bind(dir, dir), mount{to: at(dir), flags: unix.MS_BIND | unix.MS_REMOUNT | unix.MS_RDONLY})
-	}
-	if m.Binary != "" {
-		mounts = append(mounts, bind(m.Binary, "/usr/local/bin/podo"))
 	}
 	for _, c := range m.Groups.mounts() {
 		c.to = at(c.to)

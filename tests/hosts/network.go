@@ -35,7 +35,7 @@ const (
 
 // Options say what the hosts of a network are like.
 type Options struct {
-	Binary string   // podo; each host has it as /usr/local/bin/podo
+	Binary string   // podo; each new host has it as /usr/local/bin/podo
 	Ranges []string // of addresses; an IPv4 one, an IPv6 one, or one of each; IPv4 if empty
 	Share  []string // folders of this machine that hosts find at the same place, read-only
 	Logs   string   // folder for the output of processes; the test's artifacts if empty

@@ -51,6 +51,9 @@ func Args(p plan.APIServer) (args.Set, error) {
 		// ten seconds is most of what an idle disk would see.
 		"endpoint-reconciler-type": {"master-count"},
 	}
+	if p.Several {
+		ours["endpoint-reconciler-type"] = []string{"lease"}
+	}
 	if p.EgressConfig != "" {
 		ours["egress-selector-config-file"] = []string{p.EgressConfig}
 	}

@@ -62,7 +62,16 @@ func (c Case) Plan() (plan.Plan, error) {
 	if _, err := config.Resolve(&cfg, c.settings()); err != nil {
 		return plan.Plan{}, err
 	}
-	return plan.New(cfg, c.facts(), strings.Fields(c.text("environment")))
+	return plan.New(cfg, c.facts(), c.known(), strings.Fields(c.text("environment")))
+}
+
+// known reads the file "known": the kind of the datastore, then members to join.
+func (c Case) known() plan.Known {
+	words := strings.Fields(c.text("known"))
+	if len(words) == 0 {
+		return plan.Known{}
+	}
+	return plan.Known{Datastore: strings.TrimPrefix(words[0], "none"), Members: words[1:]}
 }
 
 // Got compares text with the file "want", line by line.

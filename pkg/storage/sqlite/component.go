@@ -33,7 +33,7 @@ import (
 
 // Store is the datastore.
 type Store struct {
-	plan plan.Storage
+	plan plan.SQLite
 	log  *slog.Logger
 
 	mu      sync.Mutex
@@ -41,7 +41,7 @@ type Store struct {
 }
 
 // New returns a store that is not open yet.
-func New(p plan.Storage, log *slog.Logger) *Store { return &Store{plan: p, log: log} }
+func New(p plan.SQLite, log *slog.Logger) *Store { return &Store{plan: p, log: log} }
 
 // Name is the component's name.
 func (s *Store) Name() string { return "datastore" }

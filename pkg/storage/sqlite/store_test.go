@@ -26,7 +26,7 @@ func TestMain(m *testing.M) {
 }
 
 func newStore(dir string) *Store {
-	return New(plan.Storage{DB: filepath.Join(dir, "db", "state.db"), Socket: filepath.Join(dir, "k.sock")}, slog.New(slog.DiscardHandler))
+	return New(plan.SQLite{DB: filepath.Join(dir, "db", "state.db"), Socket: filepath.Join(dir, "k.sock")}, slog.New(slog.DiscardHandler))
 }
 
 // running is a store that serves, and a client of it.
