@@ -123,6 +123,9 @@ func runAgent(ctx context.Context, end func(cause error), cfg config.Node, log *
 		return err
 	}
 	report := agentReporter{began: began, dataDir: cfg.DataDir, group: g, tie: tie, plan: p}
+	if len(cfg.IP) == 0 {
+		g.Add(host.Stays(p.Node.Kubelet.IPs))
+	}
 	g.Add(status.Serve(where.Socket("podo"), report.report, log))
 	tell := agentTale(p).progress(told, notify)
 	g.Observe = func(st lifecycle.Status) {
@@ -131,7 +134,7 @@ func runAgent(ctx context.Context, end func(cause error), cfg config.Node, log *
 		}
 		tell(st)
 	}
-	return runGroup(ctx, g)
+	return runGroup(ctx, g, notify)
 }
 
 // buildAgent makes every part of the plan and starts none.

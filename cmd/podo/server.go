@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/urfave/cli/v2"
+	"golang.org/x/sys/unix"
 	"k8s.io/client-go/kubernetes"
 
 	"github.com/podo-dev/podo/manifests"
@@ -20,6 +21,7 @@ import (
 	"github.com/podo-dev/podo/pkg/host"
 	"github.com/podo-dev/podo/pkg/join"
 	"github.com/podo-dev/podo/pkg/kube"
+	"github.com/podo-dev/podo/pkg/kube/lease"
 	"github.com/podo-dev/podo/pkg/kubeconfig"
 	"github.com/podo-dev/podo/pkg/lifecycle"
 	"github.com/podo-dev/podo/pkg/paths"
@@ -27,6 +29,7 @@ import (
 	"github.com/podo-dev/podo/pkg/plan"
 	"github.com/podo-dev/podo/pkg/server"
 	"github.com/podo-dev/podo/pkg/status"
+	"github.com/podo-dev/podo/pkg/storage/etcd"
 	"github.com/podo-dev/podo/pkg/version"
 )
 
@@ -75,6 +78,7 @@ Examples:
 // sure that the start goes ahead.
 func runServer(ctx context.Context, end func(cause error), cfg config.Server, log *slog.Logger, notify notifier) error {
 	began := time.Now()
+	told := teller(os.Stderr, began, cfg.Logging)
 	preferMemory()
 	exe, err := os.Executable()
 	if err != nil {
@@ -91,7 +95,7 @@ func runServer(ctx context.Context, end func(cause error), cfg config.Server, lo
 	if err != nil {
 		return err
 	}
-	known, err := member(ctx, cfg, facts, claim, log)
+	known, err := member(ctx, cfg, facts, claim, told, log)
 	if ctx.Err() != nil {
 		return nil
 	}
@@ -121,24 +125,33 @@ func runServer(ctx context.Context, end func(cause error), cfg config.Server, lo
 		return err
 	}
 	report := reporter{began: began, dataDir: cfg.DataDir, node: p.Server.NodeName, group: g, server: srv, plan: *p.Server}
+	if ips := p.Server.Certificates.Names.NodeIPs; len(cfg.IP) == 0 {
+		g.Add(host.Stays(ips))
+	}
 	g.Add(status.Serve(where.Socket("podo"), report.report, log))
-	tell := serverTale(cfg, p).progress(teller(os.Stderr, began, cfg.Logging), notify)
+	tell := serverTale(cfg, p).progress(told, notify)
 	g.Observe = func(st lifecycle.Status) {
 		if st.State == lifecycle.Failed {
 			end(nil)
 		}
 		tell(st)
 	}
-	return runGroup(ctx, g)
+	return runGroup(ctx, g, notify)
 }
 
-// member returns what is known of this server's cluster. A server without a state of
-// its own that was told of another is let in by that one here, and given the keys.
-func member(ctx context.Context, cfg config.Server, facts host.Facts, claim *datadir.Claim, log *slog.Logger) (plan.Known, error) {
+// member returns what is known of this server's cluster. A server that was told of
+// another, and has no state of its own or one of which it was taken out, is let in by
+// that one here, and given the keys.
+func member(ctx context.Context, cfg config.Server, facts host.Facts, claim *datadir.Claim, told *steps, log *slog.Logger) (plan.Known, error) {
 	where := paths.New(cfg.DataDir)
 	kind, err := datadir.Datastore(where)
-	if err != nil || kind != "" || cfg.Join.Server == "" {
+	if err != nil || kind == "sqlite" || cfg.Join.Server == "" {
 		return plan.Known{Datastore: kind}, err
+	}
+	if kind == "etcd" {
+		if outside, err := etcd.Outside(where.EtcdData()); err != nil || !outside {
+			return plan.Known{Datastore: kind}, err
+		}
 	}
 	joining, err := plan.Join(cfg.Node, facts)
 	if err != nil {
@@ -154,7 +167,8 @@ func member(ctx context.Context, cfg config.Server, facts host.Facts, claim *dat
 	if err != nil {
 		return plan.Known{}, err
 	}
-	return plan.Known{Members: members}, bundle.Import(where)
+	told.Done("join", "let in by the cluster at "+cfg.Join.Server)
+	return plan.Known{Datastore: kind, Members: members}, bundle.Import(where)
 }
 
 // resetCluster makes a cluster of this server alone, and says what comes next.
@@ -182,15 +196,35 @@ type fatal struct{ reason string }
 
 func (f fatal) Error() string { return f.reason }
 
-// runGroup runs g until it has stopped, and returns why if nobody asked it to.
-func runGroup(ctx context.Context, g *lifecycle.Group) error {
-	if err := g.Run(ctx); err != nil {
+// runGroup runs g until it has stopped, and returns why if nobody asked it to. What a
+// new start would mend is mended by one, in this very process, as nobody else may be
+// there to start podo again.
+func runGroup(ctx context.Context, g *lifecycle.Group, notify notifier) error {
+	err := g.Run(ctx)
+	if errors.Is(err, host.ErrMoved) || errors.Is(err, lease.ErrLost) {
+		return again(err, notify)
+	}
+	if err != nil {
 		return err
 	}
 	if why, ok := errors.AsType[fatal](context.Cause(ctx)); ok {
 		return why
 	}
 	return nil
+}
+
+// again replaces this process by a new one that was started in the same way.
+func again(why error, notify notifier) error {
+	exe, err := os.Executable()
+	if err != nil {
+		return errors.Join(why, err)
+	}
+	fmt.Fprintln(os.Stderr, complaint(why, isJournal(os.Stderr, os.Getenv("JOURNAL_STREAM"))))
+	env := os.Environ()
+	if notify != "" {
+		env = append(env, "NOTIFY_SOCKET="+string(notify))
+	}
+	return errors.Join(why, unix.Exec(exe, os.Args, env))
 }
 
 // unfit tells a data directory that can never do from one that cannot at the moment.

@@ -13,6 +13,7 @@ import (
 	"net/url"
 	"os"
 	"reflect"
+	"slices"
 	"time"
 
 	discoveryv1 "k8s.io/api/discovery/v1"
@@ -68,6 +69,7 @@ type member struct {
 	plan     plan.Agent
 	given    join.Membership
 	fresh    bool // given was asked for since the start
+	said     string
 	gate     *gate.Gate
 	balancer *balancer.Balancer // nil if there is none
 	log      *slog.Logger
@@ -154,10 +156,7 @@ func (m *member) keep() lifecycle.Component {
 				case errors.As(err, &no) && no.Reason == join.NameTaken:
 					return fmt.Errorf("membership: %w", err)
 				default:
-					m.log.Debug("membership not renewed", "component", "membership", "err", err)
-					if m.ending(j) {
-						m.log.Warn("certificates of this node end soon, and no server renews them", "component", "membership", "err", err)
-					}
+					m.complain(j, err, errors.As(err, &no) && no.Final())
 					pause = lookAgain
 				}
 			}
@@ -170,8 +169,21 @@ func (m *member) keep() lifecycle.Component {
 	})
 }
 
-// ending reports whether certificates are stale by age, so that somebody should act.
-func (m *member) ending(j join.Joiner) bool { return j.Stale(m.given) != nil }
+// complain says why nothing was renewed, once, if somebody should act: a server said
+// no, or certificates are old and none answers.
+func (m *member) complain(j join.Joiner, err error, refused bool) {
+	text := ""
+	switch {
+	case refused:
+		text = "the cluster does not renew this node's membership"
+	case j.Stale(m.given) != nil:
+		text = "certificates of this node end soon, and no server renews them"
+	}
+	if text != m.said && text != "" {
+		m.log.Warn(text, "component", "membership", "err", err)
+	}
+	m.said = text
+}
 
 // compare says what a restart would change.
 func (m *member) compare(given join.Membership) {
@@ -223,8 +235,14 @@ func (m *member) tunnels() *tunnel.Agent {
 		Log:     m.log,
 	}
 	switch tunnel.Mode(m.plan.Egress) {
-	case tunnel.ModePod, tunnel.ModeCluster:
+	case tunnel.ModePod:
 		o.Reach = func() []netip.Prefix { return m.plan.PodCIDR }
+	case tunnel.ModeCluster:
+		reach := slices.Clone(m.plan.PodCIDR)
+		for _, a := range m.plan.Joining.Identity.Addresses {
+			reach = append(reach, netip.PrefixFrom(a, a.BitLen()))
+		}
+		o.Reach = func() []netip.Prefix { return reach }
 	}
 	if m.balancer == nil {
 		server, _ := hostPort(m.plan.Joining.Server) // newMember has read it

@@ -39,6 +39,13 @@ const (
 	agentPassword  = "agent-passw0rd"
 )
 
+// within ends what would be tried for ever.
+func within(t *testing.T) context.Context {
+	ctx, cancel := context.WithTimeout(t.Context(), 3*time.Second)
+	t.Cleanup(cancel)
+	return ctx
+}
+
 // cluster is a server: the real handler behind a real listener, with CAs of its own
 // and an API that knows Secrets and nothing else.
 type cluster struct {
@@ -65,7 +72,9 @@ func newCluster(t *testing.T) *cluster {
 	}
 	api := httptest.NewServer(c.api)
 	t.Cleanup(api.Close)
-	client, err := kubernetes.NewForConfig(&rest.Config{Host: api.URL, QPS: -1})
+	client, err := kubernetes.NewForConfig(&rest.Config{Host: api.URL, QPS: -1, ContentConfig: rest.ContentConfig{
+		ContentType: "application/json", AcceptContentTypes: "application/json",
+	}})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -232,7 +241,8 @@ func (b *buffer) String() string {
 // secrets is the part of the Kubernetes API that Records use, with its optimistic
 // concurrency.
 type secrets struct {
-	away atomic.Bool // the datastore does not answer
+	away      atomic.Bool            // the datastore does not answer
+	meanwhile atomic.Pointer[func()] // happens once, before the next update
 
 	mu      sync.Mutex
 	kept    map[string]*corev1.Secret
@@ -251,6 +261,11 @@ func (s *secrets) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	name = strings.TrimPrefix(name, "/")
+	if r.Method == http.MethodPut {
+		if do := s.meanwhile.Swap(nil); do != nil {
+			(*do)()
+		}
+	}
 	var in corev1.Secret
 	if r.Method == http.MethodPost || r.Method == http.MethodPut {
 		if err := json.NewDecoder(r.Body).Decode(&in); err != nil {

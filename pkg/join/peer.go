@@ -13,8 +13,6 @@ import (
 	"strings"
 	"time"
 
-	"k8s.io/apimachinery/pkg/util/validation"
-
 	"github.com/podo-dev/podo/pkg/pki"
 	"github.com/podo-dev/podo/pkg/token"
 	"github.com/podo-dev/podo/pkg/version"
@@ -65,8 +63,8 @@ func (s *server) peer(w http.ResponseWriter, r *http.Request) {
 		if err := json.Unmarshal(text, &q); err != nil {
 			return nil, refuse(BadRequest, "request: %v", err)
 		}
-		if problems := validation.IsDNS1123Subdomain(q.Name); len(problems) > 0 {
-			return nil, refuse(BadRequest, "node-name: %q cannot name a node: %s", q.Name, problems[0])
+		if no := nameable(q.Name); no != nil {
+			return nil, no
 		}
 		t, err := s.peerToken(r)
 		if err != nil {

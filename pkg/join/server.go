@@ -204,6 +204,18 @@ func identity(r *http.Request) ([]byte, error) {
 	return key, nil
 }
 
+// nameable refuses what cannot name a node. Nothing that is too long is told or logged.
+func nameable(name string) *Refusal {
+	if len(name) > validation.DNS1123LabelMaxLength {
+		return refuse(BadRequest, "node-name: it has %d letters; a node's name is a label too, which takes %d at most: give another with --node-name",
+			len(name), validation.DNS1123LabelMaxLength)
+	}
+	if problems := validation.IsDNS1123Subdomain(name); len(problems) > 0 {
+		return refuse(BadRequest, "node-name: %q cannot name a node: %s; give another with --node-name", name, problems[0])
+	}
+	return nil
+}
+
 // read takes a request apart and returns it with the key of each leaf.
 func (s *server) read(w http.ResponseWriter, r *http.Request) (Request, map[string]crypto.PublicKey, error) {
 	text, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxRequest))
@@ -214,13 +226,8 @@ func (s *server) read(w http.ResponseWriter, r *http.Request) (Request, map[stri
 	if err := json.Unmarshal(text, &q); err != nil {
 		return Request{}, nil, refuse(BadRequest, "request: %v", err)
 	}
-	// Nothing that is too long is told or logged.
-	if len(q.Name) > validation.DNS1123LabelMaxLength {
-		return Request{}, nil, refuse(BadRequest, "node-name: it has %d letters; a node's name is a label too, which takes %d at most: give another with --node-name",
-			len(q.Name), validation.DNS1123LabelMaxLength)
-	}
-	if problems := validation.IsDNS1123Subdomain(q.Name); len(problems) > 0 {
-		return Request{}, nil, refuse(BadRequest, "node-name: %q cannot name a node: %s; give another with --node-name", q.Name, problems[0])
+	if no := nameable(q.Name); no != nil {
+		return Request{}, nil, no
 	}
 	if len(q.Kubernetes) > 64 {
 		return Request{}, nil, refuse(BadRequest, "request: a version of %d letters is none", len(q.Kubernetes))

@@ -354,7 +354,7 @@ func TestLimitRemembersSoManyAndForgets(t *testing.T) {
 	for i := range most {
 		l.allow(source(i), 1, now)
 	}
-	l.allow(source(0), burst, now)
+	l.allow(source(0), burst-1, now)
 	for i := range burst + 1 {
 		if got := l.allow(source(most+i), 1, now); got != (i < burst) {
 			t.Fatalf("new source %d beyond the most: %v", i, got)

@@ -64,7 +64,7 @@ func TestTable(t *testing.T) {
 		"kubelet":                 {ClientCA, "system:node:n1", "system:nodes", x509.ExtKeyUsageClientAuth, nil},
 		"kubelet-serving":         {KubeletCA, "system:node:n1", "system:nodes", x509.ExtKeyUsageServerAuth, []string{"n1", "192.0.2.2", "fd00::2", "127.0.0.1", "localhost"}},
 		"kube-proxy":              {ClientCA, "system:kube-proxy", "", x509.ExtKeyUsageClientAuth, nil},
-		"podo-node":               {ClientCA, "system:podo-node", "", x509.ExtKeyUsageClientAuth, nil},
+		"podo-node":               {ClientCA, "system:podo-node:n1", "system:podo-nodes", x509.ExtKeyUsageClientAuth, nil},
 	}
 	for _, l := range Table(example()) {
 		want, ok := tests[l.Name]

@@ -81,7 +81,7 @@ func Table(n Names) []Leaf {
 		{Name: "kubelet", CA: ClientCA, CN: "system:node:" + n.Node, Orgs: []string{"system:nodes"}, Node: true},
 		{Name: "kubelet-serving", CA: KubeletCA, CN: "system:node:" + n.Node, Orgs: []string{"system:nodes"}, Usage: Serving, DNS: hostNames, IPs: hostIPs, Node: true},
 		// Flannel reads every node, which a kubelet's identity may not.
-		{Name: "podo-node", CA: ClientCA, CN: "system:podo-node", Node: true},
+		{Name: "podo-node", CA: ClientCA, CN: "system:podo-node:" + n.Node, Orgs: []string{"system:podo-nodes"}, Node: true},
 		{Name: "kube-proxy", CA: ClientCA, CN: "system:kube-proxy", Node: true},
 	}, members...)
 }

@@ -2,7 +2,7 @@ package server
 
 import (
 	"context"
-	"fmt"
+	"encoding/json"
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -16,12 +16,14 @@ import (
 	"github.com/podo-dev/podo/pkg/plan"
 )
 
-// roleLabel is what kubectl shows as a node's role. A kubelet may not give it to
-// its own node.
-const roleLabel = "node-role.kubernetes.io/control-plane"
+// What kubectl shows as a node's roles. A kubelet may not give them to its own node.
+const (
+	roleLabel = "node-role.kubernetes.io/control-plane"
+	etcdLabel = "node-role.kubernetes.io/etcd"
+)
 
-// Role labels the node of this process as one that runs a control plane, as soon
-// as it has registered.
+// Role labels the node of this process as one that runs a control plane, and maybe a
+// member of etcd, as soon as it has registered.
 func Role(p plan.Server, g *gate.Gate) lifecycle.Component {
 	return lifecycle.Task("node-role", func(ctx context.Context) error {
 		rc, err := kubeconfig.Client(p.Paths.ServerKubeconfig("podo"), g.Dial)
@@ -36,11 +38,23 @@ func Role(p plan.Server, g *gate.Gate) lifecycle.Component {
 		if err != nil {
 			return nil // only a stop ends the wait
 		}
-		if node.Labels[roleLabel] != "" {
+		roles := map[string]string{roleLabel: "true"}
+		if p.Storage.Etcd != nil {
+			roles[etcdLabel] = "true"
+		}
+		for name := range roles {
+			if node.Labels[name] != "" {
+				delete(roles, name)
+			}
+		}
+		if len(roles) == 0 {
 			return nil
 		}
-		patch := fmt.Sprintf(`{"metadata":{"labels":{%q:"true"}}}`, roleLabel)
-		_, err = client.CoreV1().Nodes().Patch(ctx, p.NodeName, types.StrategicMergePatchType, []byte(patch), metav1.PatchOptions{FieldManager: "podo"})
+		patch, err := json.Marshal(map[string]any{"metadata": map[string]any{"labels": roles}})
+		if err != nil {
+			return err
+		}
+		_, err = client.CoreV1().Nodes().Patch(ctx, p.NodeName, types.StrategicMergePatchType, patch, metav1.PatchOptions{FieldManager: "podo"})
 		return err
 	})
 }

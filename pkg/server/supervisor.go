@@ -108,9 +108,17 @@ func (s *supervisor) component() lifecycle.Component {
 		s.client, s.nodes = client, lister
 		s.mu.Unlock()
 		ready()
+		s.count(ctx)
 		<-ctx.Done()
 		return nil
 	})
+}
+
+// count warns of a cluster that is worse off than with one server.
+func (s *supervisor) count(ctx context.Context) {
+	if list, err := s.members(ctx); err == nil && len(list) == 2 {
+		s.log.Warn("two servers are worth less than one: the loss of either stops the cluster; add a third", "component", "supervisor")
+	}
 }
 
 // claim notes that this server's node is this machine. A server holds the keys of
@@ -221,9 +229,18 @@ func (s *supervisor) servers(ctx context.Context) ([]string, error) {
 	return join.Addresses(list.Items), nil
 }
 
-// owner says which node an address is of. This server's own node is dialled.
+// owner says which node a name or an address is of. The API server asks for kubelets
+// by their node's name, since nothing keeps two nodes behind two routers from having
+// the same address; one that several claim is nobody's.
 func (s *supervisor) owner(host string) (tunnel.Place, bool) {
 	_, lister, err := s.api()
+	if err != nil {
+		return tunnel.Place{}, false
+	}
+	if n, err := lister.Get(host); err == nil {
+		return s.place(n), true
+	}
+	ip, err := netip.ParseAddr(host)
 	if err != nil {
 		return tunnel.Place{}, false
 	}
@@ -231,21 +248,34 @@ func (s *supervisor) owner(host string) (tunnel.Place, bool) {
 	if err != nil {
 		return tunnel.Place{}, false
 	}
-	ip, _ := netip.ParseAddr(host)
+	var found []tunnel.Place
 	for _, n := range all {
-		if n.Name == s.plan.NodeName {
-			continue
-		}
-		place := tunnel.Place{Node: n.Name, KubeletPort: uint16(n.Status.DaemonEndpoints.KubeletEndpoint.Port)}
-		if n.Name == host || slices.ContainsFunc(n.Status.Addresses, func(a corev1.NodeAddress) bool { return a.Address == host }) {
-			return place, true
-		}
-		if ip.IsValid() && slices.ContainsFunc(n.Spec.PodCIDRs, func(c string) bool { return contains(c, ip) }) {
-			place.Pod = true
-			return place, true
+		p := s.place(n)
+		switch {
+		case slices.ContainsFunc(n.Status.Addresses, func(a corev1.NodeAddress) bool { return a.Address == host }):
+			found = append(found, p)
+		case slices.ContainsFunc(n.Spec.PodCIDRs, func(c string) bool { return contains(c, ip) }):
+			p.Pod = true
+			p.Addr = "" // a pod is not dialled at its node's address
+			found = append(found, p)
 		}
 	}
-	return tunnel.Place{}, false
+	if len(found) != 1 || found[0].Node == s.plan.NodeName {
+		return tunnel.Place{}, false
+	}
+	return found[0], true
+}
+
+// place is where a node's kubelet is.
+func (s *supervisor) place(n *corev1.Node) tunnel.Place {
+	p := tunnel.Place{Node: n.Name, KubeletPort: uint16(n.Status.DaemonEndpoints.KubeletEndpoint.Port)}
+	for _, a := range n.Status.Addresses {
+		if a.Type == corev1.NodeInternalIP {
+			p.Addr = a.Address
+			break
+		}
+	}
+	return p
 }
 
 func contains(cidr string, ip netip.Addr) bool {

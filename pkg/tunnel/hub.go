@@ -170,20 +170,24 @@ func (h *Hub) Dial(ctx context.Context, network, addr string) (net.Conn, error) 
 		target string
 		place  Place
 	)
+	near := addr
 	if h.owner != nil {
 		if p, known := h.owner(host); known {
 			place, target = p, h.mode.target(p, addr, port)
+			if p.Addr != "" {
+				near = net.JoinHostPort(p.Addr, port)
+			}
 		}
 	}
 	if target == "" {
-		return d.DialContext(ctx, network, addr)
+		return d.DialContext(ctx, network, near)
 	}
 	conn, err := h.through(ctx, place.Node, target)
 	if !errors.Is(err, errGone) {
 		return conn, err
 	}
 	d.Timeout = directly
-	direct, failed := d.DialContext(ctx, network, addr)
+	direct, failed := d.DialContext(ctx, network, near)
 	if failed == nil {
 		return direct, nil
 	}

@@ -35,6 +35,9 @@ func ParseMode(s string) (Mode, error) {
 // Place is what the cluster knows about an address.
 type Place struct {
 	Node string
+	// Addr is where the node is dialled if it has no tunnel; empty stands for the
+	// address asked for.
+	Addr string
 	// Pod tells a pod's address from one of the node's own.
 	Pod bool
 	// KubeletPort is where the node's kubelet listens; 0 stands for 10250.

@@ -17,6 +17,7 @@ import (
 	"github.com/podo-dev/podo/manifests"
 	"github.com/podo-dev/podo/pkg/atomicfile"
 	"github.com/podo-dev/podo/pkg/config"
+	"github.com/podo-dev/podo/pkg/datadir"
 	"github.com/podo-dev/podo/pkg/containerd"
 	"github.com/podo-dev/podo/pkg/deploy"
 	"github.com/podo-dev/podo/pkg/host"
@@ -66,6 +67,14 @@ func newBaseline(b baseline) (product, error) {
 // kubeconfigs and configuration are on disk.
 func (b baseline) prepare(ctx context.Context, p plan.Plan, admin string) error {
 	where := p.Server.Paths
+	claim, err := datadir.Judge(where, nil) // podo uninstall removes only what is marked as podo's
+	if err != nil {
+		return err
+	}
+	defer claim.Release()
+	if err := claim.Take(); err != nil {
+		return err
+	}
 	if _, err := payload.Unpack(ctx, b.exe, where.Payload()); err != nil {
 		return err
 	}

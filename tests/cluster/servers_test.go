@@ -1,10 +1,20 @@
 package cluster
 
 import (
+	"context"
 	"fmt"
+	"net"
 	"strings"
+	"sync"
+	"syscall"
 	"testing"
 	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/tools/clientcmd"
 
 	"github.com/podo-dev/podo/tests/hosts"
 )
@@ -15,15 +25,77 @@ func (s *scene) serverToken(server *hosts.Host) string {
 	return s.file(server, "/var/lib/podo/server/token")
 }
 
-// peer turns a host on and makes it one more server of a cluster.
-func (s *scene) peer(name string, server *hosts.Host, args ...string) *hosts.Host {
+// peer turns a host on and makes it one more server of a cluster. It is started again
+// whenever it ends, as a service manager would.
+func (s *scene) peer(name string, server *hosts.Host, args ...string) *station {
 	s.Helper()
-	h := s.net.Host(name)
-	s.start(h, append([]string{"server", "--server", url(server), "--token", s.serverToken(server)}, args...)...)
-	return h
+	return s.station(name, append([]string{"server", "--server", url(server), "--token", s.serverToken(server)}, args...)...)
 }
 
-// members waits until the cluster has so many voting members.
+// A station is a host whose podo is started again when it ends.
+type station struct {
+	*hosts.Host
+	scene *scene
+	args  []string
+
+	mu      sync.Mutex
+	process *hosts.Process
+	off     bool
+}
+
+// station turns a host on and keeps podo running there.
+func (s *scene) station(name string, args ...string) *station {
+	s.Helper()
+	m := &station{Host: s.net.Host(name), scene: s, args: args}
+	m.start()
+	return m
+}
+
+// start starts podo, and keeps it running until stop, Off or the end of the test.
+func (m *station) start() {
+	m.scene.Helper()
+	p := m.scene.start(m.Host, m.args...)
+	m.mu.Lock()
+	m.process, m.off = p, false
+	m.mu.Unlock()
+	go func() {
+		for {
+			<-p.Ended()
+			m.mu.Lock()
+			if m.off || m.scene.Context().Err() != nil {
+				m.mu.Unlock()
+				return
+			}
+			time.Sleep(200 * time.Millisecond)
+			p = m.Host.Start(append([]string{"podo"}, m.args...)...)
+			m.process = p
+			m.mu.Unlock()
+		}
+	}()
+}
+
+// crash ends podo at once. It comes back by itself.
+func (m *station) crash() {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.process.Signal(syscall.SIGKILL)
+}
+
+// down takes the host away, for start to bring back.
+func (m *station) down() {
+	m.mu.Lock()
+	m.off = true
+	m.mu.Unlock()
+	m.Host.Off()
+}
+
+// up brings it back.
+func (m *station) up() {
+	m.Host.On()
+	m.start()
+}
+
+// members waits until the cluster has so many members that answer.
 func (s *scene) members(server *hosts.Host, n int) {
 	s.Helper()
 	s.within(60*time.Second, fmt.Sprintf("%d members", n), func() error {
@@ -38,16 +110,196 @@ func (s *scene) members(server *hosts.Host, n int) {
 	})
 }
 
-// TestThreeServersSurviveTheLossOfAnyOne: a cluster of three servers and an agent goes
-// on when one server after the other is lost and comes back.
-func TestThreeServersSurviveTheLossOfAnyOne(t *testing.T) {
+// through is a client of the API by a node's balancer, with the rights of an
+// administrator.
+func (s *scene) through(node, server *hosts.Host) kubernetes.Interface {
+	s.Helper()
+	rc, err := clientcmd.RESTConfigFromKubeConfig([]byte(s.file(server, "/etc/podo/podo.yaml")))
+	if err != nil {
+		s.Fatal(err)
+	}
+	rc.Host, rc.QPS, rc.Timeout = "https://127.0.0.1:6444", -1, 5*time.Second
+	rc.Dial = func(_ context.Context, network, addr string) (net.Conn, error) {
+		return node.Dial(network, addr, 2*time.Second)
+	}
+	client, err := kubernetes.NewForConfig(rc)
+	if err != nil {
+		s.Fatal(err)
+	}
+	return client
+}
+
+// A writer writes a hundred objects a second, and remembers those that were
+// acknowledged.
+type writer struct {
+	scene  *scene
+	client kubernetes.Interface
+	stop   context.CancelFunc
+	done   sync.WaitGroup
+
+	mu   sync.Mutex
+	kept []string
+	last time.Time
+	gap  time.Duration // the longest between two acknowledgements
+}
+
+func (s *scene) write(client kubernetes.Interface) *writer {
+	ctx, stop := context.WithCancel(s.Context())
+	w := &writer{scene: s, client: client, stop: stop, last: time.Now()}
+	for worker := range 10 {
+		w.done.Go(func() {
+			for i := 0; ctx.Err() == nil; i++ {
+				name := fmt.Sprintf("w%d-%d", worker, i)
+				_, err := client.CoreV1().ConfigMaps("default").Create(ctx, &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Name: name}}, metav1.CreateOptions{})
+				if err == nil || apierrors.IsAlreadyExists(err) {
+					w.mu.Lock()
+					w.kept = append(w.kept, name)
+					w.gap, w.last = max(w.gap, time.Since(w.last)), time.Now()
+					w.mu.Unlock()
+				}
+				time.Sleep(100 * time.Millisecond)
+			}
+		})
+	}
+	return w
+}
+
+// reset forgets the longest gap.
+func (w *writer) reset() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.gap, w.last = 0, time.Now()
+}
+
+func (w *writer) longest() time.Duration {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return max(w.gap, time.Since(w.last))
+}
+
+// verify ends the writing and looks for every acknowledged object.
+func (w *writer) verify() {
+	w.scene.Helper()
+	w.stop()
+	w.done.Wait()
+	list, err := w.client.CoreV1().ConfigMaps("default").List(w.scene.Context(), metav1.ListOptions{})
+	if err != nil {
+		w.scene.Fatal(err)
+	}
+	have := map[string]bool{}
+	for _, c := range list.Items {
+		have[c.Name] = true
+	}
+	lost := 0
+	for _, name := range w.kept {
+		if !have[name] {
+			lost++
+			w.scene.Errorf("acknowledged and lost: %s", name)
+		}
+	}
+	w.scene.Logf("%d writes acknowledged, %d lost", len(w.kept), lost)
+}
+
+// three begins a cluster of three servers and an agent.
+func (s *scene) three() (servers []*station, agent *hosts.Host) {
+	s.Helper()
+	one := s.station("one", "server", "--cluster-init")
+	s.ready(one.Host, one.Host)
+	two, three := s.peer("two", one.Host), s.peer("three", one.Host)
+	s.ready(one.Host, two.Host, three.Host)
+	s.members(one.Host, 3)
+	agent = s.agent("agent", two.Host)
+	s.ready(one.Host, agent)
+	return []*station{one, two, three}, agent
+}
+
+// TestAnyServerMayBeLost: of three servers each is killed in turn, while a hundred
+// writes a second go through the balancer of an agent. None that was acknowledged is
+// lost, and the API answers again within three seconds.
+func TestAnyServerMayBeLost(t *testing.T) {
 	s := begin(t)
-	one := s.server("one", "--cluster-init")
-	s.ready(one, one)
-	two := s.peer("two", one)
-	three := s.peer("three", one)
-	s.ready(one, two, three)
-	s.members(one, 3)
-	agent := s.agent("agent", two)
-	s.ready(one, agent)
+	servers, agent := s.three()
+	w := s.write(s.through(agent, servers[0].Host))
+	for _, m := range servers {
+		time.Sleep(2 * time.Second)
+		w.reset()
+		m.crash()
+		time.Sleep(8 * time.Second)
+		gap := w.longest()
+		t.Logf("kill -9 of %s: longest time without an acknowledged write %s", m.Name(), gap.Round(10*time.Millisecond))
+		if gap > 3*time.Second {
+			t.Errorf("%s was lost: no write for %s, want 3s at most", m.Name(), gap)
+		}
+		s.members(servers[0].Host, 3)
+	}
+	w.verify()
+}
+
+// TestIsolatedServerComesBack: each server is cut off in turn and rejoins, while the
+// others go on.
+func TestIsolatedServerComesBack(t *testing.T) {
+	s := begin(t)
+	servers, agent := s.three()
+	w := s.write(s.through(agent, servers[0].Host))
+	for _, m := range servers {
+		w.reset()
+		s.net.Isolate(m.Host)
+		time.Sleep(8 * time.Second)
+		gap := w.longest()
+		t.Logf("%s isolated: longest time without an acknowledged write %s", m.Name(), gap.Round(10*time.Millisecond))
+		if gap > 5*time.Second {
+			t.Errorf("%s was isolated: no write for %s, want 5s at most", m.Name(), gap)
+		}
+		s.net.Heal()
+		s.members(m.Host, 3)
+	}
+	w.verify()
+}
+
+// TestWipedServerRejoins: a server whose disk was lost joins again under its name.
+func TestWipedServerRejoins(t *testing.T) {
+	s := begin(t)
+	servers, _ := s.three()
+	three := servers[2]
+	three.down()
+	three.Host.Wipe()
+	s.within(90*time.Second, "node three noticed as gone", func() error {
+		out, err := servers[0].Kubectl("get", "node", "three", "-o", `jsonpath={.status.conditions[?(@.type=="Ready")].status}`)
+		if err != nil || out == "True" {
+			return fmt.Errorf("Ready is %q, %v", out, err)
+		}
+		return nil
+	})
+	three.start()
+	s.ready(servers[0].Host, three.Host)
+	s.members(servers[0].Host, 3)
+}
+
+// TestLostQuorumIsResetByOneCommand: two of three servers are gone for good; the third
+// is made a cluster of one, with everything in it, and others join it.
+func TestLostQuorumIsResetByOneCommand(t *testing.T) {
+	s := begin(t)
+	servers, _ := s.three()
+	one := servers[0]
+	s.kubectl(one.Host, "create", "configmap", "kept", "--from-literal=a=b")
+	servers[1].down()
+	servers[2].down()
+	one.mu.Lock()
+	one.off = true
+	one.mu.Unlock()
+	one.process.Signal(syscall.SIGTERM)
+	one.process.Wait(15 * time.Second)
+	out, err := one.Run("podo", "server", "--cluster-reset")
+	if err != nil {
+		t.Fatalf("reset: %v\n%s", err, out)
+	}
+	one.start()
+	s.ready(one.Host, one.Host)
+	if got := s.kubectl(one.Host, "get", "configmap", "kept", "-o", "jsonpath={.data.a}"); got != "b" {
+		t.Errorf("kept holds %q, want b", got)
+	}
+	s.members(one.Host, 1)
+	two := s.peer("four", one.Host)
+	s.ready(one.Host, two.Host)
+	s.members(one.Host, 2)
 }

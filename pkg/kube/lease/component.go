@@ -44,6 +44,10 @@ const (
 	retry    = 250 * time.Millisecond
 )
 
+// ErrLost means that another process may hold the lease now. A new process can stand
+// in line again; this one cannot.
+var ErrLost = errors.New("lost the lease")
+
 // errLate is why a lease is lost if the process did not run when it should have.
 var errLate = errors.New("this process was held up")
 
@@ -207,7 +211,7 @@ func (h *Holder) lost(done <-chan error, why error) error {
 	case <-time.After(stop):
 		why = fmt.Errorf("%w, and %s %w", why, h.Name(), lifecycle.ErrStuck)
 	}
-	return fmt.Errorf("lost the lease %s: %w; this process starts anew", h.options.Name, why)
+	return fmt.Errorf("%w %s: %w; this process starts anew", ErrLost, h.options.Name, why)
 }
 
 // release gives the lease back. If that cannot be done, it runs out.

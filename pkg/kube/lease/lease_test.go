@@ -19,6 +19,7 @@ import (
 	"time"
 
 	coordinationv1 "k8s.io/api/coordination/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/rest"
 
 	"github.com/podo-dev/podo/pkg/lifecycle"
@@ -43,7 +44,7 @@ func (a *api) serve(method, version string, body []byte) (int, any) {
 	defer a.mu.Unlock()
 	var in coordinationv1.Lease
 	if err := json.Unmarshal(body, &in); len(body) > 0 && err != nil {
-		return http.StatusBadRequest, nil
+		return http.StatusBadRequest, metav1.StatusReasonBadRequest
 	}
 	switch now := a.lease; {
 	case method == http.MethodGet:
@@ -51,21 +52,28 @@ func (a *api) serve(method, version string, body []byte) (int, any) {
 			now = a.before
 		}
 		if now == nil {
-			return http.StatusNotFound, nil
+			return http.StatusNotFound, metav1.StatusReasonNotFound
 		}
 		return http.StatusOK, now
 	case method == http.MethodPost && now != nil:
-		return http.StatusConflict, "AlreadyExists"
+		return http.StatusConflict, metav1.StatusReasonAlreadyExists
 	case method == http.MethodPut && now == nil:
-		return http.StatusNotFound, nil
+		return http.StatusNotFound, metav1.StatusReasonNotFound
 	case method == http.MethodPut && in.ResourceVersion != now.ResourceVersion:
-		return http.StatusConflict, "Conflict"
+		return http.StatusConflict, metav1.StatusReasonConflict
 	}
 	a.last++
 	a.writes++
 	in.ResourceVersion = strconv.Itoa(a.last)
 	a.lease, a.before, a.since = &in, a.lease, time.Now()
 	return http.StatusOK, &in
+}
+
+// age is how long ago the object was written.
+func (a *api) age() time.Duration {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return time.Since(a.since)
 }
 
 func (a *api) holder() string {
@@ -115,8 +123,8 @@ func (l *link) RoundTrip(r *http.Request) (*http.Response, error) {
 			time.Sleep(time.Duration(l.delay.Load()))
 		}
 		code, out := l.api.serve(r.Method, r.URL.Query().Get("resourceVersion"), body)
-		if reason, ok := out.(string); ok || out == nil {
-			out = map[string]any{"kind": "Status", "apiVersion": "v1", "status": "Failure", "code": code, "reason": reason}
+		if reason, ok := out.(metav1.StatusReason); ok {
+			out = map[string]any{"kind": "Status", "apiVersion": "v1", "status": "Failure", "code": code, "reason": reason, "message": reason}
 		}
 		text, _ := json.Marshal(out)
 		if does != mute {
@@ -129,6 +137,10 @@ func (l *link) RoundTrip(r *http.Request) (*http.Response, error) {
 	case <-r.Context().Done():
 		return nil, r.Context().Err()
 	}
+}
+
+func (l *link) client() (*rest.Config, error) {
+	return &rest.Config{Host: "http://api", Transport: l, QPS: -1, ContentConfig: rest.ContentConfig{ContentType: "application/json"}}, nil
 }
 
 // A server is one process that stands in line.
@@ -154,6 +166,7 @@ type crew struct {
 }
 
 func newCrew(t *testing.T) *crew {
+	t.Cleanup(func() { time.Sleep(2 * time.Hour) }) // lets what is stuck end
 	return &crew{t: t, api: &api{}, log: slog.New(slog.NewTextHandler(t.Output(), nil))}
 }
 
@@ -176,7 +189,7 @@ func (c *crew) start(identity string, ends time.Duration) *server {
 	s.Holder = Hold(Options{
 		Name:     object,
 		Identity: identity,
-		Client:   func() (*rest.Config, error) { return &rest.Config{Host: "http://api", Transport: s.link, QPS: -1}, nil },
+		Client:   s.link.client,
 		Log:      c.log.With("node", identity),
 	}, part)
 	ctx, kill := context.WithCancel(c.t.Context())
@@ -209,8 +222,8 @@ func await(t *testing.T, what string, ok func() bool) time.Duration {
 	t.Helper()
 	began := time.Now()
 	for !ok() {
-		if time.Since(began) > time.Hour {
-			t.Fatalf("waited an hour for %s", what)
+		if time.Since(began) > time.Minute {
+			t.Fatalf("waited a minute for %s", what)
 		}
 		time.Sleep(time.Millisecond)
 	}
@@ -317,8 +330,8 @@ func TestOutage(t *testing.T) {
 			want  string
 		}{
 			"short":          {lasts: deadline - renew - patience, ends: time.Second},
-			"long":           {lasts: time.Hour, ends: time.Second, want: "lost the lease podo-kube-scheduler: not renewed for 9s: "},
-			"long and stuck": {lasts: time.Hour, ends: time.Hour, want: ", and kube-scheduler did not stop in time; this process starts anew"},
+			"long":           {lasts: time.Minute, ends: time.Second, want: "lost the lease podo-kube-scheduler: not renewed for 9s: "},
+			"long and stuck": {lasts: time.Minute, ends: time.Hour, want: ", and kube-scheduler did not stop in time; this process starts anew"},
 		}
 		for name, tt := range tests {
 			t.Run(fmt.Sprint(name, " ", does), func(t *testing.T) {
@@ -329,9 +342,8 @@ func TestOutage(t *testing.T) {
 					b := c.start("b", 0)
 					time.Sleep(time.Minute)
 					a.link.delay.Store(int64(time.Minute))
-					await(t, "a renewal", func() bool { return time.Since(c.api.since) < 2*time.Millisecond })
+					await(t, "a renewal", func() bool { return c.api.age() < 2*time.Millisecond })
 					a.link.does.Store(does)
-					began := time.Now()
 					time.Sleep(tt.lasts)
 					a.link.does.Store(passes)
 					time.Sleep(time.Minute)
@@ -350,7 +362,6 @@ func TestOutage(t *testing.T) {
 					if stuck := tt.ends > stop; tt.want != "" && errors.Is(err, lifecycle.ErrStuck) != stuck {
 						t.Errorf("a ended with %v; stuck: %v", err, stuck)
 					}
-					_ = began
 					b.kill()
 					<-b.ended
 				})
@@ -381,8 +392,9 @@ func TestTaken(t *testing.T) {
 		<-b.ended
 
 		c.api.mu.Lock()
-		thief := "thief"
-		c.api.lease.Spec.HolderIdentity, c.api.lease.ResourceVersion = &thief, "x"
+		thief, taken := "thief", c.api.lease.DeepCopy()
+		taken.Spec.HolderIdentity, taken.ResourceVersion = &thief, "x"
+		c.api.lease = taken // what was stored may still be on its way to a reader
 		c.api.mu.Unlock()
 		began := time.Now()
 		err := <-a.ended
@@ -406,9 +418,7 @@ func TestEnd(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
 			c := newCrew(t)
 			way := &link{api: c.api}
-			h := Hold(Options{Name: object, Identity: "a", Log: c.log, Client: func() (*rest.Config, error) {
-				return &rest.Config{Host: "http://api", Transport: way}, nil
-			}}, lifecycle.Func("p", func(context.Context, func()) error { time.Sleep(time.Minute); return tt.run() }))
+			h := Hold(Options{Name: object, Identity: "a", Log: c.log, Client: way.client}, lifecycle.Func("p", func(context.Context, func()) error { time.Sleep(time.Minute); return tt.run() }))
 			err := h.Run(t.Context(), func() {})
 			if err == nil || !strings.Contains(err.Error(), tt.want) || c.api.holder() != "a" || h.Leading() {
 				t.Errorf("%s: ended with %v, holder %q", name, err, c.api.holder())
@@ -423,8 +433,11 @@ func TestWrites(t *testing.T) {
 		c := newCrew(t)
 		a, b := c.start("a", 0), c.start("b", 0)
 		time.Sleep(time.Hour)
-		if want := int(time.Hour / renew); c.api.writes < want-1 || c.api.writes > want+1 {
-			t.Errorf("%d writes in an hour, want %d", c.api.writes, want)
+		c.api.mu.Lock()
+		writes := c.api.writes
+		c.api.mu.Unlock()
+		if want := int(time.Hour / renew); writes < want-1 || writes > want+1 {
+			t.Errorf("%d writes in an hour, want %d", writes, want)
 		}
 		a.kill()
 		b.kill()

@@ -279,3 +279,10 @@ func asideName(dir string) (string, error) {
 	}
 	return "", fmt.Errorf("set aside %s: %s and a hundred like it exist", dir, base)
 }
+
+// Outside reports whether the data in dir, if there is any, is of no cluster any more:
+// the member must be let in, by members that the plan names, before it can start.
+func Outside(dir string) (bool, error) {
+	id, err := loadIdentity(dir)
+	return err == nil && (!hasData(dir) || id != nil && id.Removed), err
+}
