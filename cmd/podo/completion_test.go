@@ -71,7 +71,7 @@ printf '%s\n' "${COMPREPLY[@]}"
 		"commands":               {line: "podo ", want: []string{"server", "kubectl", "uninstall", "status"}, not: []string{"help"}},
 		"command begun":          {line: "podo unin", want: []string{"uninstall"}, only: true},
 		"sub-command":            {line: "podo kubeconfig ", want: []string{"merge", "path", "remove"}, only: true},
-		"flags":                  {line: "podo server --cluster-", want: []string{"--cluster-cidr", "--cluster-dns", "--cluster-domain"}, only: true},
+		"flags":                  {line: "podo server --cluster-", want: []string{"--cluster-init", "--cluster-reset", "--cluster-cidr", "--cluster-dns", "--cluster-domain"}, only: true},
 		"flags after a value":    {line: "podo uninstall --data-dir /x --", want: []string{"--yes", "--verify", "--help"}},
 		"flags where no command": {line: "podo kill ", want: []string{"--grace", "--data-dir"}},
 		"choices":                {line: "podo status -o ", want: []string{"json", "text"}, only: true},

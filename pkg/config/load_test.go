@@ -151,7 +151,7 @@ func TestNearest(t *testing.T) {
 		"dissable":                 "disable",
 		"datadir":                  "data-dir",
 		"write-kubeconfig-mod":     "write-kubeconfig-mode",
-		"cluster-init":             "",
+		"vpn-auth":                 "",
 		"xyzzy":                    "",
 		"":                         "",
 		"docker":                   "",
@@ -164,7 +164,7 @@ func TestNearest(t *testing.T) {
 
 func TestSettingsOfK3sAreExplained(t *testing.T) {
 	for name, why := range map[string]string{
-		"docker": "containerd is the only runtime", "cluster-init": "SQLite", "etcd-snapshot-dir": "SQLite",
+		"docker": "containerd is the only runtime", "etcd-snapshot-dir": "SQLite",
 		"etcd-s3": "SQLite", "etcd-s3-bucket": "SQLite", "node_external_ip": "--node-ip", "vpn-auth": "no such part",
 	} {
 		if err := config.Unknown(name); !strings.Contains(err.Error(), why) || strings.Contains(err.Error(), "did you mean") {

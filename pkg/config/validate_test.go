@@ -166,7 +166,6 @@ func TestValidateRefuses(t *testing.T) {
 		"disable traefik":                 "nothing to leave out",
 		"disable kube-proxy":              "disable-kube-proxy",
 		"disable nonsense":                "coredns is",
-		"etcd-arg quota-backend-bytes=1":  "SQLite",
 		"kubelet-arg =x":                  "is not NAME=VALUE",
 		"kubelet-arg --":                  "is not NAME=VALUE",
 		"kubelet-arg a b=c":               "is not NAME=VALUE",

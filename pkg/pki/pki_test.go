@@ -166,7 +166,7 @@ func TestLeavesAreReplaced(t *testing.T) {
 		"an address less": {names: func(n *Names) { n.NodeIPs = n.NodeIPs[:1] }, want: []string{}},
 		"another node name": {
 			names: func(n *Names) { n.Node = "n2" },
-			want:  []string{"kube-apiserver", "kubelet", "kubelet-serving"},
+			want:  []string{"kube-apiserver", "kubelet", "kubelet-serving", "podo-node"},
 		},
 		"a third of life left": {now: now.Add(year*2/3 + 2*time.Hour)},
 		"before they started":  {now: now.Add(-30 * time.Minute), want: []string{}},

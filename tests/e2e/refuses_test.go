@@ -96,7 +96,7 @@ func refuses(t *testing.T) {
 		{name: "too small a CIDR for services", flags: []string{"--service-cidr=10.43.0.0/30"}, words: []string{"--service-cidr", "10.43.0.0/30", "too small", "give a /"}},
 		{name: "DNS outside the services", flags: []string{"--cluster-dns=10.99.0.10"}, words: []string{"--cluster-dns", "10.99.0.10", "10.43.0.0/16"}},
 		{name: "unknown part", flags: []string{"--disable=traefik"}, words: []string{"--disable", "traefik"}},
-		{name: "etcd's flags without etcd", flags: []string{"--etcd-arg=quota-backend-bytes=1"}, words: []string{"--etcd-arg", "SQLite", "remove"}},
+		{name: "etcd's flags without etcd", flags: []string{"--etcd-arg=quota-backend-bytes=1"}, words: []string{"etcd-arg", "SQLite", "remove"}},
 		{name: "a file that is a folder", flags: []string{"--config", folder}, words: []string{folder, "folder"}},
 		{name: "a file that is not there", flags: []string{"--config", dir + "/none.yaml"}, words: []string{dir + "/none.yaml", "no such file"}},
 		{name: "a file that is not UTF-8", flags: []string{"--config", latin1}, words: []string{latin1 + ":1", "UTF-8"}},

@@ -14,7 +14,7 @@ func Args(p plan.APIServer) (args.Set, error) {
 	f := p.Paths
 	serving, kubelet, proxy := f.ServerLeaf("kube-apiserver"), f.ServerLeaf("kube-apiserver-kubelet"), f.ServerLeaf("front-proxy")
 	ours := args.Set{
-		"etcd-servers":                       {strings.Join(p.Storage.URLs, ",")},
+		"etcd-servers":                       {p.Storage},
 		"storage-media-type":                 {"application/vnd.kubernetes.protobuf"},
 		"bind-address":                       {p.Bind.String()},
 		"secure-port":                        {strconv.Itoa(p.Port)},
@@ -50,11 +50,6 @@ func Args(p plan.APIServer) (args.Set, error) {
 		// One server needs no lease to say that it is there; writing one every
 		// ten seconds is most of what an idle disk would see.
 		"endpoint-reconciler-type": {"master-count"},
-	}
-	for name, file := range map[string]string{"etcd-cafile": p.Storage.CA, "etcd-certfile": p.Storage.Files.Cert, "etcd-keyfile": p.Storage.Files.Key} {
-		if file != "" {
-			ours[name] = []string{file}
-		}
 	}
 	if p.Several {
 		ours["endpoint-reconciler-type"] = []string{"lease"}
