@@ -157,7 +157,7 @@ func member(ctx context.Context, cfg config.Server, facts host.Facts, claim *dat
 	if err != nil {
 		return plan.Known{}, usageError{err}
 	}
-	if err := claim.Take(); err != nil {
+	if err := claim.Hold(); err != nil {
 		return plan.Known{}, unfit(err)
 	}
 	bundle, members, err := join.New(joining, log).JoinPeer(ctx, config.Shared(cfg))

@@ -57,9 +57,17 @@ func Judge(p paths.Paths, shape map[string]string, asked ...string) (*Claim, err
 	return c, nil
 }
 
-// Take makes the directories and what marks them as podo's. Nobody else can have
-// them from then on, and the shape is what the cluster keeps for life.
+// Take is Hold, and the shape is what the cluster keeps for life from then on.
 func (c *Claim) Take() error {
+	if err := c.Hold(); err != nil || c.shape == nil {
+		return err
+	}
+	return pin(c.paths, c.shape)
+}
+
+// Hold makes the directories and what marks them as podo's. Nobody else can have them
+// from then on.
+func (c *Claim) Hold() error {
 	if err := os.MkdirAll(c.paths.Data, 0o755); err != nil {
 		return fmt.Errorf("data directory: %w; choose another with --data-dir", err)
 	}
@@ -75,10 +83,7 @@ func (c *Claim) Take() error {
 			return err
 		}
 	}
-	if c.shape == nil {
-		return nil
-	}
-	return pin(c.paths, c.shape)
+	return nil
 }
 
 // Release lets somebody else have the directory.

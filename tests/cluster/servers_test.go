@@ -118,7 +118,7 @@ func (s *scene) through(node, server *hosts.Host) kubernetes.Interface {
 	if err != nil {
 		s.Fatal(err)
 	}
-	rc.Host, rc.QPS, rc.Timeout = "https://127.0.0.1:6444", -1, 5*time.Second
+	rc.Host, rc.QPS, rc.Timeout = "https://127.0.0.1:6444", -1, time.Second // what a server that dies has taken is not answered
 	rc.Dial = func(_ context.Context, network, addr string) (net.Conn, error) {
 		return node.Dial(network, addr, 2*time.Second)
 	}

@@ -58,6 +58,7 @@ func (s *Server) Name() string { return "kube-apiserver" }
 
 // Run serves the API until ctx ends.
 func (s *Server) Run(ctx context.Context, ready func()) error {
+	quiet()
 	if err := writeAuthentication(s.plan.Paths); err != nil {
 		return err
 	}
