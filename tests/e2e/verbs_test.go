@@ -41,7 +41,7 @@ func tellsVersion(t *testing.T) {
 	for _, p := range v.Linked {
 		has[p.Name] = p.Version != ""
 	}
-	for _, name := range []string{"containerd", "containerd-shim-runc-v2", "runc", "bridge", "host-local", "portmap", "loopback", "nft", "crictl", "kubectl", "ctr", "images/pause.tar", "images/coredns.tar", "kubernetes", "kine", "flannel"} {
+	for _, name := range []string{"containerd", "containerd-shim-runc-v2", "runc", "bridge", "host-local", "portmap", "loopback", "nft", "crictl", "kubectl", "ctr", "images/pause.tar", "images/coredns.tar", "kubernetes", "kine", "etcd", "flannel"} {
 		if !has[name] {
 			t.Errorf("%s is not inside", name)
 		}
