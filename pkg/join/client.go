@@ -51,8 +51,8 @@ func New(p plan.Joining, log *slog.Logger) Joiner {
 	}
 }
 
-// Join returns what this node has been given: what it kept from an earlier join if
-// that still serves, and otherwise what a server answers, which is fresh. It asks
+// Join returns what this node has been given: by a server just now, which is fresh, or
+// what it kept from an earlier join if that serves and no server answers soon. It asks
 // until one does, or until ctx ends; a *Refusal that is Final ends it at once.
 func (j Joiner) Join(ctx context.Context) (m Membership, fresh bool, err error) {
 	m, err = j.Kept()
@@ -62,7 +62,7 @@ func (j Joiner) Join(ctx context.Context) (m Membership, fresh bool, err error) 
 		}
 		// A power cut may have taken these: only the membership is sure to be on disk.
 		if err = pki.CopyCAs(j.Paths, m.CAs); err == nil {
-			return m, false, nil
+			return j.refresh(ctx, m)
 		}
 	}
 	if !errors.Is(err, fs.ErrNotExist) {
@@ -70,6 +70,41 @@ func (j Joiner) Join(ctx context.Context) (m Membership, fresh bool, err error) 
 	}
 	err = j.insist(ctx, func() (err error) { m, err = j.Renew(ctx); return err })
 	return m, err == nil, err
+}
+
+// A start waits so long for news of its cluster, and so long for each server's, before
+// it goes on with what it has.
+const (
+	news     = 3 * time.Second
+	newsEach = 1500 * time.Millisecond
+)
+
+// refresh asks the servers that a member knows for what is true now, and returns what
+// it kept if none answers. It is an error only if the name is another machine's by now.
+func (j Joiner) refresh(ctx context.Context, kept Membership) (m Membership, fresh bool, err error) {
+	all, done := context.WithTimeout(ctx, news)
+	defer done()
+	urls := []string{j.Server}
+	for _, addr := range kept.Servers {
+		urls = append(urls, "https://"+addr)
+	}
+	j.Token = "" // the identity is enough
+	for _, j.Server = range urls {
+		one, done := context.WithTimeout(all, newsEach)
+		m, err := j.Renew(one)
+		done()
+		var no *Refusal
+		switch {
+		case err == nil:
+			return m, true, nil
+		case errors.As(err, &no) && no.Reason == NameTaken:
+			return m, false, no
+		case all.Err() != nil:
+			return kept, false, nil
+		}
+		j.Log.Debug("no news of the cluster", "component", "join", "addr", j.Server, "err", err)
+	}
+	return kept, false, nil
 }
 
 // insist asks until there is an answer that asking again would not change.
