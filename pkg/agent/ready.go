@@ -33,11 +33,20 @@ func Ready(p plan.Node, g *gate.Gate) lifecycle.Component {
 			select {
 			case <-ctx.Done():
 				return nil
-			case <-time.After(50 * time.Millisecond):
+			case <-time.After(pause(time.Since(began))):
 			}
 		}
 		return nil
 	})
+}
+
+// pause is how long a node is left alone that was not Ready after so long: who waits
+// for a start wants to hear soon, and a day without a server is to cost nothing.
+func pause(waited time.Duration) time.Duration {
+	if waited > time.Minute {
+		return time.Second
+	}
+	return 50 * time.Millisecond
 }
 
 // The kubelet makes the lease after the node, and when it was too early, ten seconds

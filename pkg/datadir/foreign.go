@@ -26,7 +26,7 @@ func entries() map[string]string {
 		"layout": "", "lock": "", "storage": "",
 		"bin":    `^(current|[0-9a-f]{64})(\.partial)?$`,
 		"server": `^(agent-token|db|db\.kind|kubeconfig|manifests|shape\.json|tls|token)$`,
-		"agent":  `^(cni|containerd|identity\.key|images|kubeconfig|membership\.json|pod-manifests|registry\.d|servers\.json|tls)$`,
+		"agent":  `^(cni|containerd|identity\.key|images|kubeconfig|membership\.json|offline|pod-manifests|registry\.d|servers\.json|tls)$`,
 	}
 }
 

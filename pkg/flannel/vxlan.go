@@ -48,7 +48,7 @@ func vxlan(ctx context.Context, nodes subnet.Manager, own *lease.Lease, log *slo
 			}
 		case <-look.C:
 			// Whoever deleted the device took every route with it; a start makes both.
-			for family, enabled := range map[string]bool{vxlanLink: own.EnableIPv4, vxlanLinkV6: own.EnableIPv6} {
+			for family, enabled := range map[string]bool{vxlanLink: !own.Subnet.Empty(), vxlanLinkV6: !own.IPv6Subnet.Empty()} {
 				if _, err := netlink.LinkByName(family); enabled && errors.As(err, &netlink.LinkNotFoundError{}) {
 					return fmt.Errorf("link %s was deleted", family)
 				}

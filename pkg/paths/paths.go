@@ -115,6 +115,9 @@ func (p Paths) Membership() string { return filepath.Join(p.Data, "agent", "memb
 // Servers is the list of API servers that this node's balancer knows.
 func (p Paths) Servers() string { return filepath.Join(p.Data, "agent", "servers.json") }
 
+// Offline is what a node remembers of its cluster, for a start while no server answers.
+func (p Paths) Offline() string { return filepath.Join(p.Data, "agent", "offline") }
+
 // AgentLeaf is a certificate that a node presents, by component name.
 func (p Paths) AgentLeaf(name string) Pair { return pair(p.Data, "agent", "tls", name) }
 

@@ -85,7 +85,15 @@ func NewAgent(cfg config.Node, facts host.Facts, cluster Cluster, environ []stri
 		a.Listen = netip.AddrPortFrom(loopback, uint16(cfg.BalancerPort))
 		a.API = "https://" + a.Listen.String()
 	}
-	return Plan{Gates: d.gateSet, Agent: a, Node: d.node()}, nil
+	node := d.node()
+	node.Kubelet.Offline = true
+	if node.Proxy != nil {
+		node.Proxy.Offline = true
+	}
+	if node.Network != nil {
+		node.Network.Offline = true
+	}
+	return Plan{Gates: d.gateSet, Agent: a, Node: node}, nil
 }
 
 // ClusterOf is what a server tells nodes of its cluster.

@@ -205,6 +205,7 @@ type Kubelet struct {
 	ExternalCloud bool // a cloud controller of the user's sets addresses and provider ID
 	ProtectKernel bool
 	LeaseSeconds  int32    // of the node's lease; it is renewed four times in that
+	Offline       bool     // remember what is read, for a start while no server answers
 	Args          []string // from the user
 }
 
@@ -214,6 +215,7 @@ type Proxy struct {
 	Name    string
 	IPs     []netip.Addr
 	PodCIDR []netip.Prefix
+	Offline bool     // as the kubelet's
 	Args    []string // from the user
 }
 
@@ -227,4 +229,5 @@ type Network struct {
 	Interface string
 	MTU       int // of the pods' bridge
 	IPv6NAT   bool
+	Offline   bool // as the kubelet's
 }

@@ -3,7 +3,8 @@
 // It is configured by a typed KubeletConfiguration rather than flags wherever
 // both exist, and its clients dial through the gate, so that it does its local
 // start-up work while the API server starts. It is ready when its own health
-// endpoint answers. Pods are left running when it stops.
+// endpoint answers. Pods are left running when it stops. On a node whose servers are
+// elsewhere it remembers its pods, so that it can start them when none answers.
 package kubelet
 
 import (
@@ -26,6 +27,7 @@ import (
 
 	"github.com/podo-dev/podo/pkg/atomicfile"
 	"github.com/podo-dev/podo/pkg/gate"
+	"github.com/podo-dev/podo/pkg/kube/offline"
 	"github.com/podo-dev/podo/pkg/kubeconfig"
 	"github.com/podo-dev/podo/pkg/paths"
 	"github.com/podo-dev/podo/pkg/plan"
@@ -97,36 +99,48 @@ func (k *Kubelet) Run(ctx context.Context, ready func()) error {
 	if err != nil {
 		return err
 	}
-	if err := k.connect(deps); err != nil {
+	var memory *offline.Memory
+	if k.plan.Offline {
+		if memory, err = offline.Open(ctx, k.plan.Paths.Offline(), k.Name(), k.log); err != nil {
+			return err
+		}
+		defer memory.Close()
+	}
+	if err := k.connect(deps, memory); err != nil {
 		return err
 	}
 	go waitHealthy(ctx, int(k.server.HealthzPort), ready)
 	return app.Run(ctx, k.server, deps, utilfeature.DefaultFeatureGate)
 }
 
-// connect makes the three clients that upstream would make from a kubeconfig.
-func (k *Kubelet) connect(deps *upstream.Dependencies) error {
+// connect makes the three clients that upstream would make from a kubeconfig. The
+// first, by which the kubelet learns what to run, may have a memory.
+func (k *Kubelet) connect(deps *upstream.Dependencies, memory *offline.Memory) error {
 	base, err := kubeconfig.Client(k.plan.Paths.AgentKubeconfig("kubelet"), k.gate.Dial)
 	if err != nil {
 		return err
 	}
-	clientset := func(qps float32, burst int, timeout time.Duration) (*kubernetes.Clientset, error) {
+	clientset := func(base *rest.Config, qps float32, burst int, timeout time.Duration) (*kubernetes.Clientset, error) {
 		c := rest.AddUserAgent(rest.CopyConfig(base), "kubelet")
 		c.QPS, c.Burst, c.Timeout = qps, burst, timeout
 		return kubernetes.NewForConfig(c)
 	}
 	cfg := k.server.KubeletConfiguration
-	main, err := clientset(float32(cfg.KubeAPIQPS), int(cfg.KubeAPIBurst), 0)
+	remembering := rest.CopyConfig(base)
+	if memory != nil {
+		memory.Serve(remembering)
+	}
+	main, err := clientset(remembering, float32(cfg.KubeAPIQPS), int(cfg.KubeAPIBurst), 0)
 	if err != nil {
 		return err
 	}
-	events, err := clientset(float32(cfg.EventRecordQPS), int(cfg.EventBurst), 0)
+	events, err := clientset(base, float32(cfg.EventRecordQPS), int(cfg.EventBurst), 0)
 	if err != nil {
 		return err
 	}
 	// Heartbeats must neither queue behind other requests nor wait for ever.
 	patience := min(cfg.NodeStatusUpdateFrequency.Duration, time.Duration(cfg.NodeLeaseDurationSeconds)*time.Second)
-	heartbeat, err := clientset(-1, 0, patience)
+	heartbeat, err := clientset(base, -1, 0, patience)
 	if err != nil {
 		return err
 	}

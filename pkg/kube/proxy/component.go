@@ -5,7 +5,8 @@
 // upstream's exported parts: with a client of our own, and without the clean-up
 // that calls iptables, ipset and modprobe. In iptables mode upstream's Run is used
 // as it is, and the host must have iptables. What it programmed stays in the
-// kernel when it stops.
+// kernel when it stops. On a node whose servers are elsewhere the nftables proxy
+// remembers services, so that it can set them up when none answers.
 package proxy
 
 import (
@@ -33,6 +34,7 @@ import (
 
 	"github.com/podo-dev/podo/pkg/gate"
 	"github.com/podo-dev/podo/pkg/kube"
+	"github.com/podo-dev/podo/pkg/kube/offline"
 	"github.com/podo-dev/podo/pkg/kubeconfig"
 	"github.com/podo-dev/podo/pkg/plan"
 )
@@ -85,7 +87,17 @@ func (p *Proxy) Run(ctx context.Context, ready func()) error {
 	}
 	run := p.options.Run
 	if c.Mode == config.ProxyModeNFTables {
-		server, err := p.assemble(ctx, c)
+		var memory *offline.Memory
+		if p.plan.Offline {
+			if memory, err = offline.Open(ctx, p.plan.Paths.Offline(), p.Name(), p.log); err != nil {
+				return err
+			}
+			defer memory.Close()
+			if err := memory.Watch(p.plan.Name, p.plan.Paths.Socket("containerd")); err != nil {
+				return err
+			}
+		}
+		server, err := p.assemble(ctx, c, memory)
 		if err != nil {
 			return err
 		}
@@ -124,11 +136,14 @@ func (p *Proxy) configuration(ctx context.Context) (*config.KubeProxyConfigurati
 	return c, nil
 }
 
-// assemble builds the nftables proxy.
-func (p *Proxy) assemble(ctx context.Context, c *config.KubeProxyConfiguration) (*app.ProxyServer, error) {
+// assemble builds the nftables proxy. Memory may be nil.
+func (p *Proxy) assemble(ctx context.Context, c *config.KubeProxyConfiguration, memory *offline.Memory) (*app.ProxyServer, error) {
 	rc, err := kubeconfig.Client(p.plan.Paths.AgentKubeconfig("kube-proxy"), p.gate.Dial)
 	if err != nil {
 		return nil, err
+	}
+	if memory != nil {
+		memory.Serve(rc)
 	}
 	client, err := kubernetes.NewForConfig(rest.AddUserAgent(rc, "kube-proxy"))
 	if err != nil {
