@@ -229,9 +229,9 @@ func (s *supervisor) servers(ctx context.Context) ([]string, error) {
 	return join.Addresses(list.Items), nil
 }
 
-// owner says which node a name or an address is of. The API server asks for kubelets
-// by their node's name, since nothing keeps two nodes behind two routers from having
-// the same address; one that several claim is nobody's.
+// owner says which node a name or an address is of. Nothing keeps two nodes behind two
+// routers from having the same address; one that several claim is nobody's, and is
+// dialled.
 func (s *supervisor) owner(host string) (tunnel.Place, bool) {
 	_, lister, err := s.api()
 	if err != nil {

@@ -56,8 +56,6 @@ func Args(p plan.APIServer) (args.Set, error) {
 	}
 	if p.EgressConfig != "" {
 		ours["egress-selector-config-file"] = []string{p.EgressConfig}
-		// By name: two nodes behind two routers may have the same address.
-		ours["kubelet-preferred-address-types"] = []string{"Hostname,InternalIP,ExternalIP"}
 	}
 	if hasAny(p.Args, "anonymous-auth", "authentication-config") || hasPrefix(p.Args, "oidc-") {
 		delete(ours, "authentication-config") // upstream refuses it beside the older flags
