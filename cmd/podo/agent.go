@@ -89,7 +89,7 @@ func runAgent(ctx context.Context, end func(cause error), cfg config.Node, log *
 	if err := claim.Take(); err != nil {
 		return unfit(err)
 	}
-	told := teller(os.Stderr, began, cfg.Logging)
+	told := teller(os.Stderr, began, cfg.Logging, log)
 	given, fresh, err := join.New(joining, log).Join(ctx)
 	if ctx.Err() != nil {
 		return nil

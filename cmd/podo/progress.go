@@ -3,6 +3,7 @@ package main
 import (
 	"fmt"
 	"io"
+	"log/slog"
 	"maps"
 	"net"
 	"os"
@@ -62,12 +63,13 @@ func agentTale(p plan.Plan) tale {
 	return t
 }
 
-// teller is where a start tells how it is going, one line a step.
-func teller(w io.Writer, began time.Time, l config.Logging) *steps {
-	if l.Debug || l.File != "" && !l.AlsoLogToStderr {
-		w = io.Discard // the log tells it
-	}
+// teller is where a start tells how it is going, one line a step: the terminal, or the
+// log if that is what people will read.
+func teller(w io.Writer, began time.Time, l config.Logging, log *slog.Logger) *steps {
 	s := newSteps(w, began, wantsColour(w))
+	if l.Debug || l.File != "" && !l.AlsoLogToStderr {
+		s.log = log
+	}
 	s.Done("start", fmt.Sprintf("podo %s, Kubernetes %s", version.Podo(), version.Kubernetes()))
 	return s
 }

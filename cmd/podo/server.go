@@ -78,7 +78,7 @@ Examples:
 // sure that the start goes ahead.
 func runServer(ctx context.Context, end func(cause error), cfg config.Server, log *slog.Logger, notify notifier) error {
 	began := time.Now()
-	told := teller(os.Stderr, began, cfg.Logging)
+	told := teller(os.Stderr, began, cfg.Logging, log)
 	preferMemory()
 	exe, err := os.Executable()
 	if err != nil {

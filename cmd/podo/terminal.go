@@ -3,6 +3,7 @@ package main
 import (
 	"fmt"
 	"io"
+	"log/slog"
 	"os"
 	"sync"
 	"text/tabwriter"
@@ -43,6 +44,8 @@ func (p paint) on(text string, colour bool) string {
 // steps prints one line for each step of a longer undertaking, with the time since
 // it began: a progress report that reads equally well in a file.
 type steps struct {
+	log *slog.Logger // instead of w, if set
+
 	began  time.Time
 	colour bool
 
@@ -69,6 +72,10 @@ func (s *steps) print(name, words string, p paint) {
 		return
 	}
 	s.done[name] = true
+	if s.log != nil {
+		s.log.Info("start", "component", "podo", "step", name, "done", words)
+		return
+	}
 	at := fmt.Sprintf("%6.1fs", time.Since(s.began).Seconds())
 	fmt.Fprintf(s.w, "%s  %s\n", dim.on(at, s.colour), p.on(words, s.colour))
 }

@@ -47,7 +47,7 @@ func Build(g *lifecycle.Group, p plan.Node, d Deps) error {
 	}
 	api := needs(d.Trust, d.API)
 
-	files := g.Add(Files(d.Exe, p))
+	files := g.Add(Files(d.Exe, p, d.Log))
 	engine := g.Add(containerd.New(p.Containerd, d.Log), files)
 	g.Add(images.Import(p.Paths.Socket("containerd"), p.Containerd.Snapshotter, p.Paths.ContainerdRoot(),
 		[]string{p.Paths.PayloadImages(), p.Paths.Images()}, d.Log), engine)
@@ -65,7 +65,7 @@ func Build(g *lifecycle.Group, p plan.Node, d Deps) error {
 
 // Files unpacks the payload. Nothing waits for it to reach the disk; a start after
 // a power cut unpacks it again.
-func Files(exe string, p plan.Node) lifecycle.Component {
+func Files(exe string, p plan.Node, log *slog.Logger) lifecycle.Component {
 	return lifecycle.Func("payload", func(ctx context.Context, ready func()) error {
 		load, err := payload.Open(exe)
 		if err != nil {
@@ -85,15 +85,27 @@ func Files(exe string, p plan.Node) lifecycle.Component {
 		case <-ctx.Done():
 		case <-time.After(settleAfter):
 		}
-		if err := load.Settle(ctx, p.Paths.Payload()); err != nil {
-			return err
+		// What is left are tools for people. A disk that is full has time until it is not.
+		for ctx.Err() == nil {
+			err := load.Settle(ctx, p.Paths.Payload())
+			if err == nil || ctx.Err() != nil {
+				break
+			}
+			log.Warn("not all programs are unpacked; trying again", "component", "payload", "err", err)
+			select {
+			case <-ctx.Done():
+			case <-time.After(settleAgain):
+			}
 		}
 		<-ctx.Done()
 		return nil
 	})
 }
 
-const settleAfter = 10 * time.Second
+const (
+	settleAfter = 10 * time.Second
+	settleAgain = time.Minute
+)
 
 func needs(list ...lifecycle.Need) []lifecycle.Need {
 	var out []lifecycle.Need

@@ -99,10 +99,12 @@ func serverCertificate(t *testing.T, addr, name string) *x509.Certificate {
 
 func clusterCA(t *testing.T) *x509.CertPool {
 	t.Helper()
-	text, err := os.ReadFile(theCluster.dir.CA("server").Cert)
 	pool := x509.NewCertPool()
-	if err != nil || !pool.AppendCertsFromPEM(text) {
-		t.Fatalf("%s: %v", theCluster.dir.CA("server").Cert, err)
+	for _, ca := range []string{"server", "kubelet"} {
+		text, err := os.ReadFile(theCluster.dir.CA(ca).Cert)
+		if err != nil || !pool.AppendCertsFromPEM(text) {
+			t.Fatalf("%s: %v", theCluster.dir.CA(ca).Cert, err)
+		}
 	}
 	return pool
 }
