@@ -19,32 +19,36 @@ const module = "github.com/podo-dev/podo"
 // floors lists every package by floor, lowest first. A name covers its subfolders.
 var floors = [][]string{
 	{"pkg/version", "pkg/config", "pkg/paths", "pkg/lifecycle", "pkg/atomicfile", "manifests"},
-	{"pkg/host", "pkg/logging", "pkg/pki", "pkg/token", "pkg/kubeconfig", "pkg/process", "pkg/payload", "pkg/configfile", "pkg/datadir", "pkg/gate", "pkg/nodes", "pkg/balancer"},
+	{"pkg/host", "pkg/logging", "pkg/pki", "pkg/token", "pkg/kubeconfig", "pkg/process", "pkg/payload", "pkg/configfile", "pkg/datadir", "pkg/gate", "pkg/nodes", "pkg/balancer", "pkg/machine", "pkg/tree", "pkg/inbox"},
 	{"pkg/plan"},
-	{"pkg/storage", "pkg/kube", "pkg/containerd", "pkg/flannel", "pkg/tunnel"},
-	{"pkg/deploy", "pkg/images", "pkg/status", "pkg/reset", "pkg/join"},
-	{"pkg/server", "pkg/agent"},
+	{"pkg/storage", "pkg/kube", "pkg/containerd", "pkg/flannel", "pkg/tunnel", "pkg/netpol"},
+	{"pkg/deploy", "pkg/images", "pkg/status", "pkg/reset", "pkg/join", "pkg/metrics", "pkg/loadbalancer", "pkg/volumes", "pkg/helm", "pkg/registries"},
+	{"pkg/server", "pkg/agent", "pkg/local"},
 	{"cmd/podo"},
 }
 
 // doors lists the foreign giants and the only rooms each may enter by. Replacing
 // or upgrading one then touches those rooms and no others.
 var doors = map[string][]string{
-	"github.com/urfave/cli":      {"cmd/podo"},
-	"k8s.io/kubernetes":          {"pkg/kube"},
-	"github.com/k3s-io/kine":     {"pkg/storage"},
-	"go.etcd.io/etcd":            {"pkg/storage"},
-	"github.com/containerd":      {"pkg/containerd", "pkg/images"},
-	"github.com/flannel-io":      {"pkg/flannel"},
-	"github.com/hashicorp/yamux": {"pkg/tunnel"},
-	"github.com/sirupsen/logrus": {"pkg/logging"},
-	"k8s.io/klog":                {"pkg/logging", "pkg/kube"},
+	"github.com/urfave/cli":                  {"cmd/podo"},
+	"k8s.io/kubernetes":                      {"pkg/kube"},
+	"github.com/k3s-io/kine":                 {"pkg/storage"},
+	"go.etcd.io/etcd":                        {"pkg/storage"},
+	"github.com/containerd":                  {"pkg/containerd", "pkg/images"},
+	"github.com/flannel-io":                  {"pkg/flannel"},
+	"github.com/google/go-containerregistry": {"pkg/images", "pkg/local"},
+	"github.com/hashicorp/yamux":             {"pkg/tunnel"},
+	"helm.sh/helm":                           {"pkg/helm"},
+	"oras.land":                              {"pkg/helm", "pkg/registries"},
+	"github.com/sirupsen/logrus":             {"pkg/logging"},
+	"k8s.io/klog":                            {"pkg/logging", "pkg/kube"},
 }
 
 // stamped are the package variables that are the linker's, by package: it sets those
-// of version, and makes the other another package's.
+// of version, and makes the others another package's.
 var stamped = map[string][]string{
-	"pkg/version":        {"podo", "commit"},
+	"pkg/version":        {"podo", "commit", "glibc"},
+	"pkg/kube":           {"queueMetrics"},
 	"pkg/kube/apiserver": {"etcdClientLogger"},
 }
 
