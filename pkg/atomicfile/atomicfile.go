@@ -9,6 +9,7 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -24,6 +25,28 @@ type owner struct {
 	uid, gid int // -1 leaves the writer's own
 	keep     bool
 	unsynced bool
+}
+
+// Read returns what is in a file that somebody wrote by hand, of at most a number of bytes.
+// What is no file is refused: a named pipe would have the reader wait for ever.
+func Read(path string, most int64) ([]byte, error) {
+	f, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NONBLOCK, 0)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	info, err := f.Stat()
+	switch {
+	case err != nil:
+		return nil, err
+	case info.IsDir():
+		return nil, fmt.Errorf("%s: is a folder, not a file", path)
+	case !info.Mode().IsRegular():
+		return nil, fmt.Errorf("%s: is not a regular file", path)
+	case info.Size() > most:
+		return nil, fmt.Errorf("%s: has %d bytes, and may have %d", path, info.Size(), most)
+	}
+	return io.ReadAll(io.LimitReader(f, most))
 }
 
 // Group gives the file to a group; a negative gid changes nothing.

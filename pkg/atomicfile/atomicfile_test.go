@@ -5,6 +5,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 	"syscall"
 	"testing"
@@ -176,6 +177,25 @@ func TestEnsureDir(t *testing.T) {
 	for _, path := range []string{file, filepath.Join(file, "below")} {
 		if err := EnsureDir(path, 0o700); err == nil {
 			t.Errorf("EnsureDir(%s) took a file for a folder", path)
+		}
+	}
+}
+
+func TestRead(t *testing.T) {
+	dir := t.TempDir()
+	file, pipe := filepath.Join(dir, "file"), filepath.Join(dir, "pipe")
+	if err := os.WriteFile(file, []byte("grape"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := syscall.Mkfifo(pipe, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if text, err := Read(file, 5); err != nil || string(text) != "grape" {
+		t.Errorf("%q, %v", text, err)
+	}
+	for path, want := range map[string]string{file: "has 5 bytes, and may have 4", pipe: "not a regular file", dir: "a folder", "/dev/zero": "not a regular file", dir + "/none": "no such file"} {
+		if _, err := Read(path, 4); err == nil || !strings.Contains(err.Error(), want) || !strings.Contains(err.Error(), path) {
+			t.Errorf("%s: %v, want %q", path, err, want)
 		}
 	}
 }

@@ -28,6 +28,9 @@ import (
 // bound is what a runaway one may cost in files and memory.
 const most = 4096
 
+// apiServer is what a server is unless Options say otherwise.
+const apiServer = "API server"
+
 // Options are what a Balancer needs to know.
 type Options struct {
 	// Listen is the loopback address that clients connect to.
@@ -39,6 +42,8 @@ type Options struct {
 	// the last resort for ever: the name that a node was joined by may lead to a
 	// server when no address of the list does.
 	First []string
+	// What one of the servers is, for the log; "API server" if it is empty.
+	What string
 	// Healthy returns nil if the server at addr can do its work. It must return
 	// when ctx ends. Nil is satisfied with a connection.
 	Healthy func(ctx context.Context, addr string) error
@@ -92,6 +97,9 @@ func New(opts Options) *Balancer {
 	if b.opts.Healthy == nil {
 		b.opts.Healthy = b.reachable
 	}
+	if b.opts.What == "" {
+		b.opts.What = apiServer
+	}
 	first, err := b.clean(opts.First)
 	if err != nil {
 		b.log.Warn("server address ignored", "err", err)
@@ -125,7 +133,11 @@ func (b *Balancer) Run(ctx context.Context, ready func()) error {
 	cfg.SetMultipathTCP(false)
 	l, err := cfg.Listen(ctx, "tcp", b.opts.Listen.String())
 	if errors.Is(err, syscall.EADDRINUSE) {
-		return fmt.Errorf("listen on %s: another program has this port; stop it, or choose another with --lb-server-port: %w", b.opts.Listen, err)
+		remedy := "stop it"
+		if b.opts.What == apiServer {
+			remedy += ", or choose another with --lb-server-port"
+		}
+		return fmt.Errorf("listen on %s: another program has this port; %s: %w", b.opts.Listen, remedy, err)
 	}
 	if err != nil {
 		return err // names the operation and the address
@@ -170,7 +182,7 @@ func (b *Balancer) Set(addrs []string) {
 	changed := b.replace(list)
 	b.mu.Unlock()
 	if changed {
-		b.log.Info("list of servers changed", "servers", list)
+		b.log.Info("list of servers changed", "what", b.opts.What, "servers", list)
 		b.rouse()
 	}
 	if err := b.save(list); err != nil {

@@ -260,11 +260,11 @@ func (b *Balancer) check(ctx context.Context, s *server) {
 		s.since = now
 		switch {
 		case s.state == unhealthy:
-			b.log.Warn("API server is not well", "addr", s.addr, "err", err)
+			b.log.Warn("server is not well", "what", b.opts.What, "addr", s.addr, "err", err)
 		case was == unhealthy:
-			b.log.Info("API server is well again", "addr", s.addr)
+			b.log.Info("server is well again", "what", b.opts.What, "addr", s.addr)
 		default:
-			b.log.Debug("API server is well", "addr", s.addr)
+			b.log.Debug("server is well", "what", b.opts.What, "addr", s.addr)
 		}
 	}
 	s.due = now.Add(b.pause(s, now))

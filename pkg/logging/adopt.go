@@ -220,7 +220,7 @@ type logrusHook struct {
 func (h logrusHook) Levels() []logrus.Level { return logrus.AllLevels }
 
 func (h logrusHook) Fire(e *logrus.Entry) error {
-	if holdsObject(e.Message) {
+	if holdsObject(e.Message) || ordinary(e.Message) {
 		return nil
 	}
 	level := slog.LevelDebug
@@ -252,6 +252,12 @@ func (h logrusHook) Fire(e *logrus.Entry) error {
 // an object that may be a Secret. The datastore reports such failures itself.
 func holdsObject(message string) bool {
 	return strings.HasPrefix(message, "error in txn ") || strings.HasPrefix(message, "error in put ")
+}
+
+// ordinary reports whether a line of kine's (0.16) is about two writers of one key on
+// PostgreSQL. The later one is told, and tries again.
+func ordinary(message string) bool {
+	return strings.HasPrefix(message, "Insert error for key ") && strings.Contains(message, "SQLSTATE 23505")
 }
 
 // stdWriter takes lines of the standard library's log, which have no level. Most

@@ -32,6 +32,7 @@ func knownNoise() []noise {
 		{"Skipping API ", "", "an API group without a version that is on, forty times"},
 		{"Found stale data, removed previous endpoints", "", "said at every start of a server that keeps no lease of itself"},
 		{"Error while syncing ConfigMap", "namespaces \"kube-system\" not found", "the first start makes the namespace a moment later"},
+		{"Error syncing PodDisruptionBudget, requeuing", "the object has been modified", "the controller's cache is a moment behind its own write; it tries again"},
 		{"Resetting endpoints for master service", "", "an orderly stop took the address out, the start puts it back"},
 		{"failed check for fsverity support", "", "most file systems have none; it is optional"},
 		{"Failed to set rlimit on max file handles", "", "the service manager's limit stays, and is high enough"},

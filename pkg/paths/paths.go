@@ -23,6 +23,10 @@ const (
 	// PodLogs is where log collectors look, with links to it in ContainerLogs.
 	PodLogs       = "/var/log/pods"
 	ContainerLogs = "/var/log/containers"
+	// UserCNIConfig and UserCNIPrograms are where pod networks that podo did not bring
+	// put what they bring.
+	UserCNIConfig   = "/etc/cni/net.d"
+	UserCNIPrograms = "/opt/cni/bin"
 )
 
 // Paths locates the files of one node.
@@ -50,8 +54,14 @@ func (p Paths) AdminKubeconfig() string { return filepath.Join(p.Etc, "podo.yaml
 // Layout holds one integer: the version of the data directory's layout.
 func (p Paths) Layout() string { return filepath.Join(p.Data, "layout") }
 
+// Kubernetes holds the version of Kubernetes that last ran on the data directory.
+func (p Paths) Kubernetes() string { return filepath.Join(p.Data, "kubernetes") }
+
 // Shape holds the settings that a cluster keeps for life.
 func (p Paths) Shape() string { return filepath.Join(p.Data, "server", "shape.json") }
+
+// NodeName holds the name that the cluster knows this machine by.
+func (p Paths) NodeName() string { return filepath.Join(p.Data, "agent", "node-name") }
 
 // Lock is held by the one podo that owns the data directory.
 func (p Paths) Lock() string { return filepath.Join(p.Data, "lock") }
@@ -73,6 +83,9 @@ func (p Paths) PayloadImages() string { return filepath.Join(p.Bin(), "images") 
 
 // Token is the secret that lets a node join.
 func (p Paths) Token() string { return filepath.Join(p.Data, "server", "token") }
+
+// AgreedTokens is what the servers of a cluster last agreed upon, concealed.
+func (p Paths) AgreedTokens() string { return filepath.Join(p.Data, "server", "tokens.agreed") }
 
 // CA is a named certificate authority: "server", "kubelet", "client" or
 // "request-header".
@@ -96,12 +109,23 @@ func (p Paths) DB() string      { return filepath.Join(p.Data, "server", "db") }
 func (p Paths) StateDB() string { return filepath.Join(p.DB(), "state.db") }
 
 // EtcdData is the folder of embedded etcd. DatastoreKind says which datastore the
-// server has: sqlite or etcd.
+// server has: sqlite, etcd, remote if etcd is on other servers alone, or external if
+// it is nothing of podo's.
 func (p Paths) EtcdData() string      { return filepath.Join(p.DB(), "etcd") }
 func (p Paths) DatastoreKind() string { return p.DB() + ".kind" }
 
-// Manifests is where people put manifests to deploy; ours are in addons below it.
-func (p Paths) Manifests() string { return filepath.Join(p.Data, "server", "manifests") }
+// EtcdMembers is the list of etcd's members that a server knows which runs none.
+func (p Paths) EtcdMembers() string { return filepath.Join(p.Data, "server", "etcd-members.json") }
+
+// Manifests is where people put manifests to deploy. AgreedManifests notes which of them
+// all servers have.
+func (p Paths) Manifests() string       { return filepath.Join(p.Data, "server", "manifests") }
+func (p Paths) AgreedManifests() string { return filepath.Join(p.Data, "server", "manifests.agreed") }
+
+// Charts keeps the Helm charts that were fetched. StaticCharts are those of people's that are
+// served to everyone.
+func (p Paths) Charts() string       { return filepath.Join(p.Data, "server", "charts") }
+func (p Paths) StaticCharts() string { return filepath.Join(p.Data, "server", "static", "charts") }
 
 // AgentToken is the secret that lets a machine join as an agent, and no more.
 func (p Paths) AgentToken() string { return filepath.Join(p.Data, "server", "agent-token") }
@@ -134,8 +158,13 @@ func (p Paths) AgentKubeconfig(name string) string {
 // StaticPods is watched by the kubelet for pod manifests.
 func (p Paths) StaticPods() string { return filepath.Join(p.Data, "agent", "pod-manifests") }
 
-// Images is where people put image archives to import.
-func (p Paths) Images() string { return filepath.Join(p.Data, "agent", "images") }
+// Storage is where a node keeps the volumes of the class local-path.
+func (p Paths) Storage() string { return filepath.Join(p.Data, "storage") }
+
+// Images is where people put image archives to import. ImportedImages notes what became
+// of them.
+func (p Paths) Images() string         { return filepath.Join(p.Data, "agent", "images") }
+func (p Paths) ImportedImages() string { return filepath.Join(p.Data, "agent", "images.imported") }
 
 // ContainerdRoot holds containerd's images and snapshots.
 func (p Paths) ContainerdRoot() string { return filepath.Join(p.Data, "agent", "containerd") }

@@ -139,7 +139,7 @@ func (a *Authority) Sign(l Leaf, holder crypto.PublicKey, now time.Time) ([]byte
 	}
 	t := &x509.Certificate{
 		SerialNumber:          serial,
-		Subject:               pkix.Name{CommonName: l.CN, Organization: l.Orgs},
+		Subject:               pkix.Name{CommonName: l.CN, Organization: l.Orgs, SerialNumber: l.Holder},
 		NotBefore:             later(now.Add(-backdate), a.Cert.NotBefore),
 		NotAfter:              earlier(now.Add(leafLife), a.Cert.NotAfter),
 		KeyUsage:              x509.KeyUsageDigitalSignature,

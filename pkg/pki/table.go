@@ -43,6 +43,8 @@ type Leaf struct {
 	DNS   []string
 	IPs   []netip.Addr
 	Node  bool // presented by a node; otherwise by the control plane
+
+	Holder string // whom it was given to, as whoever checks that tells them apart
 }
 
 // Names is what the table's names depend on.

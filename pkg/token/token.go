@@ -211,7 +211,8 @@ func Read(path string) (Token, error) {
 
 // Ensure returns the cluster's token of a user, kept in path. The first call makes
 // it, from want or at random; later calls return the same one and refuse a want
-// that differs. Its folder is made if it is missing.
+// that differs, unless the token has been replaced since. Its folder is made if it is
+// missing.
 func Ensure(path, user string, want config.Secret, caPEM []byte) (Token, error) {
 	var given Token
 	if want != "" {
@@ -271,6 +272,9 @@ func Replace(path, user string, given config.Secret) (Token, error) {
 		return Token{}, fmt.Errorf("%w: give the new password alone", ErrMalformed)
 	}
 	t.User, t.Password = user, next.Password
+	if err := atomicfile.Write(rotatedMark(path), nil, 0o600); err != nil {
+		return Token{}, fmt.Errorf("token: %w", err)
+	}
 	if err := atomicfile.Write(path, []byte(t.Text()+"\n"), 0o600); err != nil {
 		return Token{}, fmt.Errorf("token: %w", err)
 	}
@@ -281,7 +285,7 @@ func reconcile(path, user string, kept, given Token, caPEM []byte) (Token, error
 	if kept.Hash != "" && !kept.Pins(caPEM) {
 		return Token{}, fmt.Errorf("%w: %s was made for another CA; restore the cluster's CA files and this one from the same backup, or remove this file to have a new token made", ErrDiffers, path)
 	}
-	if given.Password != "" && !kept.Accepts(string(given.Password)) {
+	if given.Password != "" && !kept.Accepts(string(given.Password)) && !rotated(path) {
 		return Token{}, fmt.Errorf("%w: the token given is not the one in %s, which the cluster was made with; leave it out, or give that one", ErrDiffers, path)
 	}
 	if kept.Hash == "" { // a password that a person wrote into the file
@@ -291,4 +295,13 @@ func reconcile(path, user string, kept, given Token, caPEM []byte) (Token, error
 		}
 	}
 	return kept, nil
+}
+
+// rotatedMark lies beside a token that has been replaced once. What a person once gave
+// to make the cluster with is then no mistake, and counts no more.
+func rotatedMark(path string) string { return path + ".rotated" }
+
+func rotated(path string) bool {
+	_, err := os.Stat(rotatedMark(path))
+	return err == nil
 }

@@ -122,6 +122,22 @@ func TestEnsure(t *testing.T) {
 	}
 }
 
+// TestEnsureAfterARotation: what the cluster was once made with is no reason to refuse a
+// start, and does not come back.
+func TestEnsureAfterARotation(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "token")
+	if _, err := Ensure(path, Server, "first", []byte(ca)); err != nil {
+		t.Fatal(err)
+	}
+	next, err := Replace(path, Server, "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got, err := Ensure(path, Server, "first", []byte(ca)); err != nil || got != next {
+		t.Errorf("got %#v, %v; want %#v", got, err, next)
+	}
+}
+
 func TestEnsureTakesWhatPeopleWrote(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "token")
 	if err := os.WriteFile(path, []byte("mine\n"), 0o600); err != nil {

@@ -5,12 +5,17 @@
 // development version, and says so.
 package version
 
-import "runtime/debug"
+import (
+	"runtime/debug"
+	"strconv"
+	"strings"
+)
 
 // Set by the linker: see scripts/stamps.
 var (
 	podo   string
 	commit string
+	glibc  string
 )
 
 // revision counts podo's releases of one Kubernetes version. It is read by
@@ -28,6 +33,9 @@ func Podo() string {
 // Commit is the source commit of a stamped build, or empty.
 func Commit() string { return commit }
 
+// Glibc is Debian's version of the C library in a stamped build, or empty.
+func Glibc() string { return glibc }
+
 // Kubernetes is the version of the Kubernetes inside, such as "v1.36.4+podo1", or
 // "unknown" in a binary that holds none.
 func Kubernetes() string {
@@ -35,6 +43,19 @@ func Kubernetes() string {
 		return v + revision
 	}
 	return "unknown"
+}
+
+// Minor is the first two numbers of a version such as "v1.36.4+podo1", as one that grows
+// with them. It is 0 for what is no version.
+func Minor(v string) int {
+	major, rest, _ := strings.Cut(strings.TrimPrefix(v, "v"), ".")
+	minor, _, _ := strings.Cut(rest, ".")
+	a, errA := strconv.ParseUint(major, 10, 15)
+	b, errB := strconv.ParseUint(minor, 10, 15)
+	if errA != nil || errB != nil {
+		return 0
+	}
+	return int(a<<15 + b)
 }
 
 // Module is the version of a Go module that is linked in, or empty.

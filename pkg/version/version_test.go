@@ -16,3 +16,15 @@ func TestUnstamped(t *testing.T) {
 		t.Errorf("Module of an absent module = %q, want empty", got)
 	}
 }
+
+func TestMinor(t *testing.T) {
+	order := []string{"unknown", "v1.9.0", "v1.36.4+podo1", "v1.100.0", "v2.0.0-rc.1"}
+	for i, v := range order[1:] {
+		if Minor(order[i]) >= Minor(v) {
+			t.Errorf("Minor(%q) = %d, Minor(%q) = %d", order[i], Minor(order[i]), v, Minor(v))
+		}
+	}
+	if a, b := Minor("v1.36.4+podo1"), Minor("1.36.11"); a != b {
+		t.Errorf("patch releases differ: %d, %d", a, b)
+	}
+}
