@@ -3,7 +3,8 @@
 // Two podos on one directory would ruin each other's cluster, so the directory is
 // locked for as long as the process lives, and the run directory with it. The
 // layout number says which podo wrote it: a newer one is refused, an older one
-// would be migrated here. A folder without one that holds somebody else's files is
+// would be migrated here. So is one that ran a newer minor version of Kubernetes, whose
+// objects and files an older one cannot read. A folder without one that holds somebody else's files is
 // refused as well, since all of podo's folder is podo's to remove.
 //
 // A start that is refused must leave nothing behind, so a claim takes two steps:
@@ -11,6 +12,7 @@
 package datadir
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -23,6 +25,7 @@ import (
 
 	"github.com/podo-dev/podo/pkg/atomicfile"
 	"github.com/podo-dev/podo/pkg/paths"
+	"github.com/podo-dev/podo/pkg/version"
 )
 
 // Layout is the version of the directory's layout that this podo writes.
@@ -40,16 +43,18 @@ var (
 // the process ends in whatever way.
 type Claim struct {
 	paths paths.Paths
+	runs  string // the Kubernetes that asks
 	shape map[string]string
 	asked []string
 	held  map[string]*os.File
 }
 
-// Judge reports whether a start that asks for shape can have the directory, which
-// need not exist. An agent has no shape of its own: nil. It writes nothing, but holds the locks that are there already. The
-// settings may have asked for files in it that are no part of the layout.
-func Judge(p paths.Paths, shape map[string]string, asked ...string) (*Claim, error) {
-	c := &Claim{paths: p, shape: shape, asked: asked, held: map[string]*os.File{}}
+// Judge reports whether a start that asks for shape, and runs that version of Kubernetes,
+// can have the directory, which need not exist. An agent has no shape of its own: nil. It
+// writes nothing, but holds the locks that are there already. The settings may have asked
+// for files in it that are no part of the layout.
+func Judge(p paths.Paths, runs string, shape map[string]string, asked ...string) (*Claim, error) {
+	c := &Claim{paths: p, runs: runs, shape: shape, asked: asked, held: map[string]*os.File{}}
 	if err := c.judge(0); err != nil {
 		c.Release()
 		return nil, err
@@ -57,12 +62,26 @@ func Judge(p paths.Paths, shape map[string]string, asked ...string) (*Claim, err
 	return c, nil
 }
 
-// Take is Hold, and the shape is what the cluster keeps for life from then on.
+// Take is Hold, and from then on the shape is what the cluster keeps for life, and an
+// older Kubernetes is refused.
 func (c *Claim) Take() error {
-	if err := c.Hold(); err != nil || c.shape == nil {
+	if err := c.Hold(); err != nil {
+		return err
+	}
+	if err := c.note(); err != nil || c.shape == nil {
 		return err
 	}
 	return pin(c.paths, c.shape)
+}
+
+// note remembers the version of Kubernetes, unless it is that of the last time: a full
+// disk must not keep what is there from starting.
+func (c *Claim) note() error {
+	text := []byte(c.runs + "\n")
+	if old, err := os.ReadFile(c.paths.Kubernetes()); err == nil && bytes.Equal(old, text) {
+		return nil
+	}
+	return atomicfile.Write(c.paths.Kubernetes(), text, 0o644)
 }
 
 // Hold makes the directories and what marks them as podo's. Nobody else can have them
@@ -103,6 +122,9 @@ func (c *Claim) judge(flag int) error {
 		}
 	}
 	if err := checkLayout(c.paths.Layout()); err != nil {
+		return err
+	}
+	if err := checkKubernetes(c.paths, c.runs); err != nil {
 		return err
 	}
 	if err := checkRole(c.paths, c.shape != nil); err != nil {
@@ -148,6 +170,23 @@ func checkLayout(path string) error {
 	}
 	if found > Layout {
 		return fmt.Errorf("%s: %w: layout %d, this one knows %d; run that podo again, or restore a backup from before the upgrade", filepath.Dir(path), ErrNewer, found, Layout)
+	}
+	return nil
+}
+
+// checkKubernetes refuses to go back over a minor version. Upstream promises nothing then:
+// an older API server does not know what a newer one stored.
+func checkKubernetes(p paths.Paths, runs string) error {
+	text, err := os.ReadFile(p.Kubernetes())
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	if ran := strings.TrimSpace(string(text)); version.Minor(ran) > version.Minor(runs) {
+		return fmt.Errorf("%s: %w: Kubernetes %s ran here, and this one has %s, which may not know what that stored; install a podo with %[3]s or newer, or go back to before the upgrade with podo uninstall and a backup of %[1]s/server (an agent: podo uninstall, and join again)",
+			p.Data, ErrNewer, ran, runs)
 	}
 	return nil
 }

@@ -4,12 +4,16 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"reflect"
+	"slices"
 	"strings"
 	"testing"
 
 	"github.com/podo-dev/podo/pkg/datadir"
 	"github.com/podo-dev/podo/pkg/paths"
 )
+
+const kubernetes = "v1.36.4+podo1"
 
 func somewhere(t *testing.T) paths.Paths {
 	dir := t.TempDir()
@@ -18,7 +22,7 @@ func somewhere(t *testing.T) paths.Paths {
 
 // claim judges and takes, as a start that goes ahead does.
 func claim(p paths.Paths, shape map[string]string) (*datadir.Claim, error) {
-	c, err := datadir.Judge(p, shape)
+	c, err := datadir.Judge(p, kubernetes, shape)
 	if err != nil {
 		return nil, err
 	}
@@ -48,10 +52,10 @@ func TestClaimOnce(t *testing.T) {
 		if err != nil {
 			t.Fatalf("%s claim: %v", round, err)
 		}
-		if _, err := datadir.Judge(p, nil); !errors.Is(err, datadir.ErrHeld) {
+		if _, err := datadir.Judge(p, kubernetes, nil); !errors.Is(err, datadir.ErrHeld) {
 			t.Errorf("second claim: err = %v, want ErrHeld", err)
 		}
-		if _, err := datadir.Judge(elsewhere, nil); !errors.Is(err, datadir.ErrHeld) {
+		if _, err := datadir.Judge(elsewhere, kubernetes, nil); !errors.Is(err, datadir.ErrHeld) {
 			t.Errorf("claim with the same run directory: err = %v, want ErrHeld", err)
 		}
 		c.Release()
@@ -64,7 +68,7 @@ func TestTakeOnce(t *testing.T) {
 	var both [2]*datadir.Claim
 	for i := range both {
 		var err error
-		if both[i], err = datadir.Judge(p, nil); err != nil {
+		if both[i], err = datadir.Judge(p, kubernetes, nil); err != nil {
 			t.Fatal(err)
 		}
 		defer both[i].Release()
@@ -79,7 +83,7 @@ func TestTakeOnce(t *testing.T) {
 
 func TestJudgeWritesNothing(t *testing.T) {
 	p := somewhere(t)
-	c, err := datadir.Judge(p, map[string]string{"cluster-domain": "cluster.local"})
+	c, err := datadir.Judge(p, kubernetes, map[string]string{"cluster-domain": "cluster.local"})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -103,7 +107,7 @@ func TestLayout(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			p := somewhere(t)
 			plant(t, p.Layout(), tt.layout)
-			c, err := datadir.Judge(p, nil)
+			c, err := datadir.Judge(p, kubernetes, nil)
 			if tt.want == "" {
 				if err != nil {
 					t.Fatal(err)
@@ -125,7 +129,7 @@ func TestForeign(t *testing.T) {
 	}{
 		"nothing":                    {},
 		"a new disk":                 {holds: []string{"lost+found/x"}},
-		"prepared for its start":     {holds: []string{"agent/images/a.tar", "agent/pod-manifests/p.yaml", "server/manifests/m.yaml", "server/tls/ca/server.crt", "server/token"}},
+		"prepared for its start":     {holds: []string{"agent/images/a.tar", "agent/pod-manifests/p.yaml", "server/manifests/m.yaml", "server/static/charts/c.tgz", "server/tls/ca/server.crt", "server/token"}},
 		"restored from a backup":     {holds: []string{"server/db/state.db", "server/db.kind", "server/tls/ca/server.crt", "server/kubeconfig/podo.yaml"}},
 		"cut off in its first":       {holds: []string{"lock", ".layout.123.tmp"}},
 		"payload alone":              {holds: []string{"bin/" + strings.Repeat("0a", 32) + "/runc"}},
@@ -143,7 +147,7 @@ func TestForeign(t *testing.T) {
 			for _, file := range tt.holds {
 				plant(t, filepath.Join(p.Data, file), "1\n")
 			}
-			c, err := datadir.Judge(p, nil)
+			c, err := datadir.Judge(p, kubernetes, nil)
 			if tt.name == "" {
 				if err != nil {
 					t.Fatal(err)
@@ -163,7 +167,7 @@ func TestForeign(t *testing.T) {
 	plant(t, p.Data, "a file")
 	for _, data := range []string{p.Data, filepath.Join(p.Data, "podo")} {
 		p.Data = data
-		if _, err := datadir.Judge(p, nil); !errors.Is(err, datadir.ErrForeign) {
+		if _, err := datadir.Judge(p, kubernetes, nil); !errors.Is(err, datadir.ErrForeign) {
 			t.Errorf("%s: err = %v, want ErrForeign", data, err)
 		}
 	}
@@ -187,10 +191,17 @@ func TestAskedForIsNotForeign(t *testing.T) {
 // TestOwnFilesAreKnown keeps the list of what may be there in step with package paths.
 func TestOwnFilesAreKnown(t *testing.T) {
 	p := somewhere(t)
-	for _, file := range []string{p.Lock(), p.Shape(), p.Token(), p.CA("server").Cert, p.ServiceAccountKey(), p.ServerLeaf("admin").Key,
-		p.ServerKubeconfig("podo"), p.StateDB(), p.Manifests() + "/addons/x", p.AgentLeaf("kubelet").Key, p.AgentCA("server"), p.AgentKubeconfig("kubelet"),
-		p.StaticPods() + "/x", p.Images() + "/x", p.ContainerdRoot() + "/x", p.RegistryHosts() + "/x", p.CNIConfig() + "/x", p.CNIData() + "/x"} {
-		plant(t, file, "")
+	files := []string{p.CA("server").Cert, p.ServerLeaf("admin").Key, p.ServerKubeconfig("podo"), p.AgentLeaf("kubelet").Key, p.AgentCA("server"), p.AgentKubeconfig("kubelet")}
+	for _, method := range reflect.ValueOf(p).Methods() {
+		if path, ok := method.Interface().(func() string); ok && strings.HasPrefix(path(), p.Data+"/") {
+			files = append(files, path())
+		}
+	}
+	slices.SortFunc(files, func(a, b string) int { return len(b) - len(a) }) // folders come after what is in them
+	for _, file := range files {
+		if _, err := os.Lstat(file); err != nil {
+			plant(t, file, "")
+		}
 	}
 	if err := datadir.Foreign(p); err != nil {
 		t.Error(err)
@@ -212,10 +223,10 @@ func TestRole(t *testing.T) {
 		c.Release()
 	}
 	plant(t, agent.Membership(), "{}")
-	if _, err := datadir.Judge(agent, map[string]string{}); !errors.Is(err, datadir.ErrRole) {
+	if _, err := datadir.Judge(agent, kubernetes, map[string]string{}); !errors.Is(err, datadir.ErrRole) {
 		t.Errorf("a server in an agent's folder: err = %v, want ErrRole", err)
 	}
-	if _, err := datadir.Judge(server, nil); !errors.Is(err, datadir.ErrRole) {
+	if _, err := datadir.Judge(server, kubernetes, nil); !errors.Is(err, datadir.ErrRole) {
 		t.Errorf("an agent in a server's folder: err = %v, want ErrRole", err)
 	}
 }
@@ -230,7 +241,7 @@ func TestShape(t *testing.T) {
 		}
 		c.Release()
 	}
-	_, err := datadir.Judge(p, map[string]string{"service-cidr": "10.60.0.0/16", "cluster-domain": "other"})
+	_, err := datadir.Judge(p, kubernetes, map[string]string{"service-cidr": "10.60.0.0/16", "cluster-domain": "other"})
 	if !errors.Is(err, datadir.ErrShape) {
 		t.Fatalf("another shape: err = %v, want ErrShape", err)
 	}
@@ -240,7 +251,36 @@ func TestShape(t *testing.T) {
 		}
 	}
 	plant(t, p.Shape(), "{")
-	if _, err := datadir.Judge(p, first); err == nil || !strings.Contains(err.Error(), p.Shape()) {
+	if _, err := datadir.Judge(p, kubernetes, first); err == nil || !strings.Contains(err.Error(), p.Shape()) {
 		t.Errorf("damaged file: err = %v, want its path in it", err)
+	}
+}
+
+// A patch release may be taken back, a minor one may not.
+func TestKubernetesGoesBackNoMinor(t *testing.T) {
+	for ran, refused := range map[string]bool{
+		"v1.36.4+podo1": false, "v1.36.9+podo2": false, "v1.35.12+podo1": false, "v1.9.0": false,
+		"v1.37.0+podo1": true, "v1.100.0": true, "v2.0.0": true, "garbage": false,
+	} {
+		p := somewhere(t)
+		plant(t, p.Kubernetes(), ran+"\n")
+		plant(t, p.Layout(), "1\n")
+		c, err := datadir.Judge(p, kubernetes, nil)
+		if refused != errors.Is(err, datadir.ErrNewer) || err != nil && !strings.Contains(err.Error(), ran) {
+			t.Errorf("after %s: %v, want refused: %v", ran, err, refused)
+		}
+		if err != nil {
+			continue
+		}
+		if text, _ := os.ReadFile(p.Kubernetes()); string(text) != ran+"\n" {
+			t.Errorf("a judgement wrote %q", text)
+		}
+		if err := c.Take(); err != nil {
+			t.Error(err)
+		}
+		if text, _ := os.ReadFile(p.Kubernetes()); string(text) != kubernetes+"\n" {
+			t.Errorf("after a start: %q", text)
+		}
+		c.Release()
 	}
 }

@@ -23,10 +23,10 @@ var ErrForeign = errors.New("is not podo's data directory")
 // a data directory; where a pattern follows, only what it matches.
 func entries() map[string]string {
 	return map[string]string{
-		"layout": "", "lock": "", "storage": "",
+		"layout": "", "lock": "", "kubernetes": "", "storage": "",
 		"bin":    `^(current|[0-9a-f]{64})(\.partial)?$`,
-		"server": `^(agent-token|db|db\.kind|kubeconfig|manifests|shape\.json|tls|token)$`,
-		"agent":  `^(cni|containerd|identity\.key|images|kubeconfig|membership\.json|offline|pod-manifests|registry\.d|servers\.json|tls)$`,
+		"server": `^(agent-token|charts|db|db\.kind|etcd-members\.json|kubeconfig|manifests|manifests\.agreed|shape\.json|static|tls|token|tokens\.agreed)$`,
+		"agent":  `^(cni|containerd|identity\.key|images|images\.imported|kubeconfig|membership\.json|node-name|offline|pod-manifests|registry\.d|servers\.json|tls)$`,
 	}
 }
 

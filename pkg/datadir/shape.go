@@ -39,16 +39,18 @@ func pin(p paths.Paths, shape map[string]string) error {
 	return atomicfile.Write(p.Shape(), append(text, '\n'), 0o600)
 }
 
-// Datastore is the kind of datastore that a server has in the directory: sqlite or
-// etcd, or nothing if it has none yet.
+// Datastore is the kind of datastore that a server has: sqlite or etcd in the
+// directory, remote for the etcd of other servers, external for a datastore that is none
+// of podo's, or nothing if it has none yet.
 func Datastore(p paths.Paths) (string, error) {
 	text, err := os.ReadFile(p.DatastoreKind())
 	if errors.Is(err, fs.ErrNotExist) {
 		return "", nil
 	}
 	kind := strings.TrimSpace(string(text))
-	if err == nil && kind != "sqlite" && kind != "etcd" {
-		err = fmt.Errorf("%s: %q is no datastore; restore the file from a backup, or write sqlite or etcd into it", p.DatastoreKind(), kind)
+	known := []string{"sqlite", "etcd", "remote", "external"}
+	if err == nil && !slices.Contains(known, kind) {
+		err = fmt.Errorf("%s: %q is no datastore; restore the file from a backup, or write one of %s into it", p.DatastoreKind(), kind, strings.Join(known, ", "))
 	}
 	return kind, err
 }

@@ -45,6 +45,9 @@ type Settings struct {
 	ControlPlaneOnly      bool           // no kubelet here
 }
 
+// joinPort is what the port of the API is for on a server without an API server.
+const joinPort = "joining of machines"
+
 // SettingsOf picks from a server's settings what the checks depend on.
 func SettingsOf(cfg config.Server) Settings {
 	s := Settings{
@@ -57,6 +60,13 @@ func SettingsOf(cfg config.Server) Settings {
 		NodeIP:                cfg.IP,
 		Ranges:                append(slices.Clone(cfg.Network.ClusterCIDR), cfg.Network.ServiceCIDR...),
 		ControlPlaneOnly:      cfg.Components.NoAgent,
+	}
+	if cfg.Components.NoAPIServer {
+		s.Ports[0].Use = joinPort
+		s.Ports = append(s.Ports, Port{Number: cfg.BalancerPort, Use: "way to the API servers"})
+	}
+	if cfg.Components.NoEtcd {
+		s.Ports = append(s.Ports, Port{Number: 2379, Use: "way to etcd"})
 	}
 	s.IPv6 = slices.ContainsFunc(s.Ranges, func(p netip.Prefix) bool { return p.Addr().Is6() })
 	if s.ControlPlaneOnly {
@@ -333,9 +343,9 @@ func (f Facts) checkFeatures(s Settings) []Finding {
 	}
 	switch s.FlannelBackend {
 	case "vxlan":
-		needs = append(needs, need{"vxlan", "the pod network", "install it (Ubuntu on a Raspberry Pi: apt install linux-modules-extra-raspi), or use --flannel-backend=host-gw if all nodes share a network"})
+		needs = append(needs, need{"vxlan", "the pod network", "install it (Ubuntu on a Raspberry Pi: apt install linux-modules-extra-raspi), or begin the cluster with --flannel-backend=host-gw if all nodes share a network"})
 	case "wireguard-native":
-		needs = append(needs, need{"wireguard", "the pod network", "boot a kernel with CONFIG_WIREGUARD, or use --flannel-backend=vxlan"})
+		needs = append(needs, need{"wireguard", "the pod network", "boot a kernel with CONFIG_WIREGUARD, or begin the cluster with --flannel-backend=vxlan"})
 	}
 	var out []Finding
 	var found []string
@@ -481,7 +491,7 @@ func (f Facts) checkPorts() []Finding {
 		} else if l.UDP {
 			by = "the kernel"
 		}
-		if l.Use == "Kubernetes API" {
+		if l.Use == "Kubernetes API" || l.Use == joinPort {
 			remedy += ", or choose another with --https-listen-port"
 		}
 		out = append(out, Finding{"ports", level, fmt.Sprintf("%d/%s (%s) is taken by %s", l.Number, proto, l.Use, by), remedy})

@@ -203,9 +203,7 @@ func (k *Kernel) probe(ctx context.Context) {
 	}
 	slices.Sort(ask)
 	answers := make(chan map[string]State, 1)
-	go func() {
-		// Never unlocked: the thread ends with this goroutine, and its namespace too.
-		runtime.LockOSThread()
+	go onThreadOfItsOwn(func() {
 		found := map[string]State{}
 		defer func() { answers <- found }()
 		if unix.Unshare(unix.CLONE_NEWNET) != nil {
@@ -214,10 +212,28 @@ func (k *Kernel) probe(ctx context.Context) {
 		for _, name := range ask {
 			found[name] = try(name)
 		}
-	}()
+	})
 	for name, state := range <-answers {
 		k.Features[name] = state
 	}
+}
+
+// onThreadOfItsOwn calls f on a thread that ends with it. The first thread of a process
+// does not end, and /proc/net would show for good the namespace that f left it in.
+func onThreadOfItsOwn(f func()) {
+	runtime.LockOSThread() // never unlocked: that is what ends the thread
+	if unix.Gettid() != unix.Getpid() {
+		f()
+		return
+	}
+	defer runtime.UnlockOSThread()
+	done := make(chan struct{})
+	go func() { // elsewhere, as this thread is held
+		defer close(done)
+		runtime.LockOSThread()
+		f()
+	}()
+	<-done
 }
 
 func try(feature string) State {

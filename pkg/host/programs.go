@@ -2,6 +2,7 @@ package host
 
 import (
 	"encoding/hex"
+	"iter"
 	"os"
 	"path/filepath"
 	"slices"
@@ -44,29 +45,14 @@ func (r root) listeners(ports []Port) []Listener {
 	}
 	var out []Listener
 	owner := map[string]int{} // inode to index in out
-	for _, proto := range []struct {
-		udp   bool
-		state string
-		files []string
-	}{
-		{false, "0A", []string{"/proc/net/tcp", "/proc/net/tcp6"}}, // TCP_LISTEN
-		{true, "07", []string{"/proc/net/udp", "/proc/net/udp6"}},  // TCP_CLOSE: bound, not connected
-	} {
-		for _, file := range proto.files {
-			for line := range strings.Lines(r.read(file)) {
-				f := strings.Fields(line)
-				if len(f) < 10 || f[3] != proto.state {
-					continue
-				}
-				number := portOf(f[1])
-				at := slices.IndexFunc(ports, func(p Port) bool { return p.Number == number && p.UDP == proto.udp })
-				if at < 0 || slices.ContainsFunc(out, func(l Listener) bool { return l.Port == ports[at] }) {
-					continue
-				}
-				owner["socket:["+f[9]+"]"] = len(out)
-				out = append(out, Listener{Port: ports[at]})
-			}
+	for s := range r.bound() {
+		number := portOf(s.address)
+		at := slices.IndexFunc(ports, func(p Port) bool { return p.Number == number && p.UDP == s.udp })
+		if at < 0 || slices.ContainsFunc(out, func(l Listener) bool { return l.Port == ports[at] }) {
+			continue
 		}
+		owner["socket:["+s.inode+"]"] = len(out)
+		out = append(out, Listener{Port: ports[at]})
 	}
 	if len(out) == 0 {
 		return nil
@@ -86,6 +72,36 @@ func (r root) listeners(ports []Port) []Listener {
 		}
 	}
 	return out
+}
+
+// socket is one that waits for whoever comes.
+type socket struct {
+	address string // as the kernel prints it
+	udp     bool
+	inode   string
+}
+
+// bound are the sockets of TCP that listen, and those of UDP that have no peer.
+func (r root) bound() iter.Seq[socket] {
+	return func(yield func(socket) bool) {
+		for _, proto := range []struct {
+			udp   bool
+			state string
+			files []string
+		}{
+			{false, "0A", []string{"/proc/net/tcp", "/proc/net/tcp6"}}, // TCP_LISTEN
+			{true, "07", []string{"/proc/net/udp", "/proc/net/udp6"}},  // TCP_CLOSE: bound, not connected
+		} {
+			for _, file := range proto.files {
+				for line := range strings.Lines(r.read(file)) {
+					f := strings.Fields(line)
+					if len(f) >= 10 && f[3] == proto.state && !yield(socket{f[1], proto.udp, f[9]}) {
+						return
+					}
+				}
+			}
+		}
+	}
 }
 
 // program names a process by its executable, which a thread name cannot hide.
