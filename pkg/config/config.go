@@ -29,7 +29,7 @@ type Node struct {
 	DataDir string `name:"data-dir" alias:"d" help:"folder for state that must survive" placeholder:"DIR"`
 	Join    `section:"Joining a cluster"`
 
-	Name   string       `name:"node-name" help:"name of this node (default: the host name)" placeholder:"NAME"`
+	Name   string       `name:"node-name" help:"name of this node (default: the host name at the first start)" placeholder:"NAME"`
 	IP     []netip.Addr `name:"node-ip" alias:"i" help:"address of this node, one per IP family (default: from the default route)" split:"true" placeholder:"IP"`
 	Labels []string     `name:"node-label" help:"label to register the node with" placeholder:"KEY=VALUE"`
 	Taints []string     `name:"node-taint" help:"taint to register the node with" placeholder:"KEY=VALUE:EFFECT"`
@@ -39,11 +39,21 @@ type Node struct {
 	Snapshotter  string `name:"snapshotter" help:"containerd snapshotter: overlayfs or native" placeholder:"NAME"`
 	FlannelIface string `name:"flannel-iface" help:"interface that carries the pod network (default: that of the node's address)" placeholder:"NAME"`
 
+	Images `section:"Images"`
+
 	ProtectKernelDefaults bool `name:"protect-kernel-defaults" help:"fail instead of setting kernel parameters that the kubelet needs"`
 
 	FeatureGates  map[string]string `name:"feature-gates" help:"Kubernetes feature gates, for every component at once" placeholder:"NAME=BOOL" section:"Flags for Kubernetes' own parts"`
 	KubeletArgs   []string          `name:"kubelet-arg" help:"flag for the kubelet, without its dashes" placeholder:"NAME=VALUE" args:"true" section:"Flags for Kubernetes' own parts"`
 	KubeProxyArgs []string          `name:"kube-proxy-arg" help:"flag for kube-proxy, without its dashes" placeholder:"NAME=VALUE" args:"true" section:"Flags for Kubernetes' own parts"`
+}
+
+// Images is where images come from.
+type Images struct {
+	Registries     string `name:"private-registry" help:"file about image registries: their mirrors, credentials and certificates" placeholder:"FILE"`
+	NoDefault      bool   `name:"disable-default-registry-endpoint" help:"never ask a registry itself that has mirrors in that file"`
+	ProviderDir    string `name:"image-credential-provider-bin-dir" help:"folder of the programs that tell the kubelet credentials of registries" placeholder:"DIR"`
+	ProviderConfig string `name:"image-credential-provider-config" help:"file that says which of them tells those of which images" placeholder:"FILE"`
 }
 
 // Join is how a machine finds its cluster, and is let in.
@@ -93,9 +103,14 @@ type Network struct {
 	Egress         string         `name:"egress-selector-mode" help:"how API servers reach other nodes: agent (kubelets through a tunnel that the node dials), pod or cluster (pods and services too), or disabled" shared:"true" placeholder:"MODE"`
 }
 
-// Datastore is where the cluster's state is kept: in SQLite on one server, or in an
-// etcd that runs in each of several servers.
+// Datastore is where the cluster's state is kept: in SQLite on one server, in an etcd
+// that runs in each of several servers, or in a database that others look after.
 type Datastore struct {
+	Endpoint Secret `name:"datastore-endpoint" help:"keep the state in a datastore elsewhere, which several servers may share: https://HOST:2379,... (etcd), postgres://, mysql:// or nats://" placeholder:"URL"`
+	CAFile   string `name:"datastore-cafile" help:"CA that the datastore's certificate must be of" placeholder:"FILE"`
+	CertFile string `name:"datastore-certfile" help:"certificate to show the datastore" placeholder:"FILE"`
+	KeyFile  string `name:"datastore-keyfile" help:"its key" placeholder:"FILE"`
+
 	Init          bool     `name:"cluster-init" help:"begin a cluster of several servers, with embedded etcd; further servers join it with --server"`
 	Reset         bool     `name:"cluster-reset" help:"make this server's data a cluster of one server again, after the others were lost for good; then stop"`
 	ExposeMetrics bool     `name:"etcd-expose-metrics" help:"serve etcd's metrics on all addresses, at port 2381, instead of loopback alone"`
@@ -112,12 +127,21 @@ type Kubeconfig struct {
 
 // Components switches parts off and passes flags through to them.
 type Components struct {
-	Disable []string `name:"disable" help:"part to leave out: coredns; objects it made earlier are removed" split:"true" shared:"true" placeholder:"PART"`
+	Disable []string `name:"disable" help:"part to leave out: coredns, gateway-api, local-storage, metrics-server, network-policy, servicelb, traefik, or a manifest of your own by the name of its file; objects it made earlier are removed" split:"true" shared:"true" placeholder:"PART"`
 
-	NoScheduler bool `name:"disable-scheduler" help:"run no scheduler"`
-	NoCloud     bool `name:"disable-cloud-controller" help:"leave node addresses and provider IDs to a cloud controller of your own" shared:"true"`
-	NoKubeProxy bool `name:"disable-kube-proxy" help:"run no kube-proxy"`
-	NoAgent     bool `name:"disable-agent" help:"run the control plane alone, without a node"`
+	LocalStorage string `name:"default-local-storage-path" help:"folder of each node for volumes of the class local-path (default: storage in the data directory)" shared:"true" placeholder:"DIR"`
+
+	SystemRegistry string `name:"system-default-registry" help:"registry that the images of podo's own pods come from, instead of its own file" shared:"true" placeholder:"HOST"`
+
+	NoAPIServer     bool `name:"disable-apiserver" help:"run no API server, as on a server for etcd alone; those of other servers are used"`
+	NoControllers   bool `name:"disable-controller-manager" help:"run no controller manager"`
+	NoScheduler     bool `name:"disable-scheduler" help:"run no scheduler"`
+	NoEtcd          bool `name:"disable-etcd" help:"run no etcd; that of the servers that --server leads to is used"`
+	NoCloud         bool `name:"disable-cloud-controller" help:"leave node addresses and provider IDs to a cloud controller of your own" shared:"true"`
+	NoKubeProxy     bool `name:"disable-kube-proxy" help:"run no kube-proxy on any node" shared:"true"`
+	NoNetworkPolicy bool `name:"disable-network-policy" help:"leave network policies unheeded" shared:"true"`
+	NoHelm          bool `name:"disable-helm-controller" help:"leave HelmCharts to a controller of your own" shared:"true"`
+	NoAgent         bool `name:"disable-agent" help:"run the control plane alone, without a node"`
 
 	APIServerArgs         []string `name:"kube-apiserver-arg" help:"flag for kube-apiserver, without its dashes" placeholder:"NAME=VALUE" args:"true" section:"Flags for Kubernetes' own parts"`
 	ControllerManagerArgs []string `name:"kube-controller-manager-arg" alias:"kube-controller-arg" help:"flag for kube-controller-manager, without its dashes" placeholder:"NAME=VALUE" args:"true" section:"Flags for Kubernetes' own parts"`
@@ -133,6 +157,7 @@ func Default() Server {
 			DataDir:      "/var/lib/podo",
 			PauseImage:   "podo.local/pause:3.10",
 			Snapshotter:  "overlayfs",
+			Images:       Images{Registries: "/etc/podo/registries.yaml"},
 			FeatureGates: map[string]string{},
 		},
 		Listener: Listener{Port: 6443},

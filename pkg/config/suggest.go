@@ -109,30 +109,16 @@ func foreign() map[string]string {
 		absent   = "podo has no such part"
 		runtime  = "containerd is the only runtime"
 		listener = "the API has one listener, that of --bind-address and --https-listen-port"
-		whole    = "a server has all of its control plane"
-		mirrors  = "podo reads no file about image registries"
 		external = "nodes have the addresses of --node-ip only"
-		kubelets = "it is a flag of the kubelet; pass it on with --kubelet-arg"
 	)
 	return map[string]string{
-		"airgap-extra-registry":             mirrors,
+		"airgap-extra-registry":             "images of archives keep their names; podo images push brings them into a registry",
 		"apiserver-bind-address":            listener,
 		"apiserver-port":                    listener,
 		"advertise-port":                    "the API is advertised on its listening port",
 		"cluster-reset-restore-path":        embedded,
 		"container-runtime-endpoint":        runtime,
-		"datastore-cafile":                  embedded,
-		"datastore-certfile":                embedded,
-		"datastore-endpoint":                embedded,
-		"datastore-keyfile":                 embedded,
-		"default-local-storage-path":        absent,
 		"default-runtime":                   "runc is the only runtime",
-		"disable-apiserver":                 whole,
-		"disable-controller-manager":        whole,
-		"disable-default-registry-endpoint": mirrors,
-		"disable-etcd":                      embedded,
-		"disable-helm-controller":           absent,
-		"disable-network-policy":            absent,
 		"disable-selinux":                   "SELinux labels are not managed",
 		"docker":                            runtime,
 		"embedded-registry":                 absent,
@@ -143,10 +129,8 @@ func foreign() map[string]string {
 		"flannel-cni-conf":                  "podo writes the configuration of its pod network itself",
 		"flannel-conf":                      "podo writes the configuration of its pod network itself",
 		"flannel-external-ip":               external,
-		"helm-controller-arg":               absent,
-		"helm-job-image":                    absent,
-		"image-credential-provider-bin-dir": kubelets,
-		"image-credential-provider-config":  kubelets,
+		"helm-controller-arg":               "podo installs charts itself, in no job",
+		"helm-job-image":                    "podo installs charts itself, in no job",
 		"image-service-endpoint":            runtime,
 		"kine-tls":                          "the datastore is reached by a socket that root alone can open",
 		"kube-cloud-controller-arg":         absent,
@@ -157,15 +141,13 @@ func foreign() map[string]string {
 		"node-internal-dns":                 external,
 		"nonroot-devices":                   "devices belong to root in every container",
 		"prefer-bundled-bin":                "podo always uses the programs it brings",
-		"private-registry":                  mirrors,
 		"rootless":                          "podo needs root",
 		"secrets-encryption":                "podo has no such switch",
 		"secrets-encryption-provider":       "podo has no such switch",
 		"selinux":                           "SELinux labels are not managed",
-		"servicelb-namespace":               absent,
+		"servicelb-namespace":               "Services are published by the server itself, without pods",
 		"supervisor-metrics":                absent,
 		"supervisor-port":                   listener,
-		"system-default-registry":           "the images of podo's own parts are in its file, and come from no registry",
 		"tls-san-security":                  "the API's certificate has the names of --tls-san, and never others",
 		"vpn-auth":                          absent,
 		"vpn-auth-file":                     absent,

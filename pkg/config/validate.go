@@ -107,6 +107,7 @@ func (v *validation) given(setting string) bool { return v.from[setting] != "" }
 func (v *validation) all() {
 	v.anyNode()
 	v.datastore()
+	v.roles()
 	v.agentToken()
 	v.listener()
 	v.network()
@@ -136,6 +137,8 @@ func (v *validation) join() {
 			v.one("server", "%q: servers speak https; write https://%s", j.Server, u.Host)
 		case strings.Trim(u.Path, "/") != "" || u.RawQuery != "" || u.User != nil || u.Fragment != "":
 			v.one("server", "%q holds more than a host and a port; write https://%s", j.Server, u.Host)
+		case u.Port() != "" && !isPort(u.Port()):
+			v.one("server", "%s is not a port; ports go from 1 to 65535", u.Port())
 		}
 	}
 	v.token("token", "token-file", j.Token, j.TokenFile)
@@ -147,13 +150,91 @@ func (v *validation) join() {
 	}
 }
 
+func isPort(text string) bool {
+	n, err := strconv.ParseUint(text, 10, 16)
+	return err == nil && n > 0
+}
+
 func (v *validation) datastore() {
 	d, joins := v.cfg.Datastore, v.cfg.Join.Server != ""
+	v.external(joins)
 	switch {
 	case d.Init && joins:
 		v.bad([]string{"cluster-init", "server"}, "a server either begins a cluster or joins one; keep cluster-init on the first server, and server on the others")
 	case d.Reset && joins:
 		v.bad([]string{"cluster-reset", "server"}, "a reset makes a cluster of this server alone; leave server out")
+	}
+}
+
+// external checks where a datastore elsewhere is. The endpoint is never quoted: it may
+// hold a password.
+func (v *validation) external(joins bool) {
+	d := v.cfg.Datastore
+	for _, f := range []struct{ setting, path string }{{"datastore-cafile", d.CAFile}, {"datastore-certfile", d.CertFile}, {"datastore-keyfile", d.KeyFile}} {
+		if f.path == "" {
+			continue
+		}
+		v.file(f.setting, f.path)
+		if d.Endpoint == "" {
+			v.one(f.setting, "is for a datastore elsewhere; give datastore-endpoint too, or leave it out")
+		}
+	}
+	if (d.CertFile == "") != (d.KeyFile == "") {
+		v.bad([]string{"datastore-certfile", "datastore-keyfile"}, "a certificate and its key go together; give both or neither")
+	}
+	if d.Endpoint == "" {
+		if v.given("datastore-endpoint") {
+			v.one("datastore-endpoint", "is empty; leave it out to keep the state on this server")
+		}
+		return
+	}
+	if _, err := ParseEndpoint(d.Endpoint); err != nil {
+		v.one("datastore-endpoint", "%w", err)
+	}
+	const instead = "the state is in the datastore of datastore-endpoint; leave one of the two out"
+	switch {
+	case joins:
+		v.bad([]string{"datastore-endpoint", "server"}, "servers of one datastore find each other in it; leave server out, and give their token")
+	case d.Init:
+		v.bad([]string{"cluster-init", "datastore-endpoint"}, instead)
+	case d.Reset:
+		v.bad([]string{"cluster-reset", "datastore-endpoint"}, instead)
+	case v.cfg.Components.NoAPIServer:
+		v.bad([]string{"disable-apiserver", "datastore-endpoint"}, "a server whose state is elsewhere serves nothing but the API; run podo agent here, or leave disable-apiserver out")
+	}
+	if len(d.EtcdArgs) > 0 {
+		v.bad([]string{"etcd-arg", "datastore-endpoint"}, "no etcd runs on this server; leave it out")
+	}
+	if d.ExposeMetrics {
+		v.bad([]string{"etcd-expose-metrics", "datastore-endpoint"}, "no etcd runs on this server; leave it out")
+	}
+}
+
+// roles checks what a server can be without. Whether it has an etcd at all is known by
+// its disk too, and judged later.
+func (v *validation) roles() {
+	c, d := v.cfg.Components, v.cfg.Datastore
+	if c.NoAPIServer && v.cfg.NoBalancer {
+		v.bad([]string{"disable-apiserver-lb", "disable-apiserver"}, "a server without an API server reaches those of the others by the balancer; leave disable-apiserver-lb out")
+	}
+	if !c.NoEtcd {
+		return
+	}
+	switch {
+	case c.NoAPIServer:
+		v.bad([]string{"disable-etcd", "disable-apiserver"}, "a server with neither etcd nor an API server serves nothing; run podo agent here, or keep one of the two")
+	case d.Init:
+		v.bad([]string{"cluster-init", "disable-etcd"}, "begins an etcd cluster in this server, and disable-etcd keeps etcd out of it; begin the cluster on a server that runs etcd")
+	case d.Reset:
+		v.bad([]string{"cluster-reset", "disable-etcd"}, "is about the etcd of this server, and disable-etcd keeps etcd out of it; run it on a server that runs etcd")
+	case len(d.EtcdArgs) > 0:
+		v.bad([]string{"etcd-arg", "disable-etcd"}, "is for the etcd of this server, and disable-etcd keeps etcd out of it; remove it")
+	case d.ExposeMetrics:
+		v.bad([]string{"etcd-expose-metrics", "disable-etcd"}, "is about the etcd of this server, and disable-etcd keeps etcd out of it; remove it")
+	case d.Endpoint != "":
+		v.bad([]string{"disable-etcd", "datastore-endpoint"}, "the state is in the datastore of datastore-endpoint, so no etcd runs here anyway; leave disable-etcd out")
+	case v.cfg.Join.Server == "":
+		v.bad([]string{"disable-etcd", "server"}, "a server without etcd uses that of other servers; give the URL of one that runs etcd with --server, such as https://10.0.0.1:6443")
 	}
 }
 
@@ -199,8 +280,8 @@ func (v *validation) logging() {
 func (v *validation) node() {
 	n := v.cfg.Node
 	v.folder("data-dir", n.DataDir)
-	if strings.ContainsAny(n.DataDir, ":,\\ \t\n") {
-		v.one("data-dir", "%q holds a colon, comma, backslash or blank, which overlay mounts cannot take; choose another folder", n.DataDir)
+	if strings.ContainsAny(n.DataDir, ":,\\ \t\n?;'\"") {
+		v.one("data-dir", "%q holds a colon, comma, semicolon, question mark, quote, backslash or blank, which not all of podo's parts can take; choose another folder", n.DataDir)
 	}
 	if filepath.Clean(n.DataDir) == "/" {
 		v.one("data-dir", "is the root folder; choose one of its own, such as /var/lib/podo")
@@ -212,6 +293,7 @@ func (v *validation) node() {
 		v.file("resolv-conf", n.ResolvConf)
 	}
 	v.image("pause-image", n.PauseImage)
+	v.images()
 	v.oneOf("snapshotter", n.Snapshotter, "overlayfs", "native")
 	if strings.ContainsAny(n.FlannelIface, "/ \t\n") || len(n.FlannelIface) > 15 {
 		v.one("flannel-iface", "%q is not the name of an interface, which has 15 letters at most; see ip link", n.FlannelIface)
@@ -508,16 +590,37 @@ func (v *validation) kubeconfig() {
 }
 
 func (v *validation) parts() {
+	const storage = "default-local-storage-path"
+	switch path := v.cfg.Components.LocalStorage; {
+	case path == "":
+	case filepath.IsAbs(path) && filepath.Clean(path) == "/":
+		v.one(storage, "%q is the folder of all files; name one for volumes alone", path)
+	default:
+		v.folder(storage, path)
+	}
 	for _, part := range v.cfg.Components.Disable {
 		switch part {
-		case "coredns":
-		case "scheduler", "cloud-controller", "kube-proxy", "agent":
+		case "coredns", "gateway-api", "local-storage", "metrics-server", "network-policy", "servicelb", "traefik":
+		case "apiserver", "controller-manager", "scheduler", "etcd", "cloud-controller", "kube-proxy", "helm-controller", "agent":
 			v.one("disable", "%q has a switch of its own: disable-%s: true", part, part)
-		case "traefik", "servicelb", "local-storage", "metrics-server", "runtimes", "network-policy", "helm-controller":
+		case "runtimes":
 			v.one("disable", "%q is not part of podo, so there is nothing to leave out; remove it", part)
 		default:
-			v.one("disable", "%q is not a part that can be left out; coredns is", part)
+			v.manifest(part)
 		}
+	}
+}
+
+// manifest judges the name of a manifest of people's own that is to be left out.
+func (v *validation) manifest(name string) {
+	near := Closest(name, []string{"coredns", "gateway-api", "local-storage", "metrics-server", "network-policy", "servicelb", "traefik"})
+	switch {
+	case near != "":
+		v.one("disable", "%q is neither a part that can be left out nor, it seems, a manifest of your own; did you mean %s?", name, near)
+	case strings.HasPrefix(name, "podo-"):
+		v.one("disable", "%q would be a manifest that podo itself needs; remove it", name)
+	case strings.ContainsAny(name, "/ \t"), slices.Contains([]string{".yaml", ".yml", ".json"}, filepath.Ext(name)):
+		v.one("disable", "%q is not a name: a manifest of your own is named as its file, without folder and ending", name)
 	}
 }
 
@@ -553,6 +656,26 @@ func (v *validation) file(setting, path string) {
 	v.folder(setting, path)
 	if strings.HasSuffix(path, "/") {
 		v.one(setting, "%q is a folder; name a file in it", path)
+	}
+}
+
+func (v *validation) images() {
+	i := v.cfg.Images
+	v.file("private-registry", i.Registries)
+	const dir, file = "image-credential-provider-bin-dir", "image-credential-provider-config"
+	if i.ProviderDir != "" {
+		v.folder(dir, i.ProviderDir)
+	}
+	if i.ProviderConfig != "" {
+		v.file(file, i.ProviderConfig)
+	}
+	if (i.ProviderDir == "") != (i.ProviderConfig == "") {
+		v.bad([]string{dir, file}, "one is nothing without the other; set both")
+	}
+	r := v.cfg.Components.SystemRegistry
+	host, _, _ := strings.Cut(r, "/")
+	if r != "" && (host != "localhost" && !strings.ContainsAny(host, ".:") || imageProblem(r+"/pause:1") != "") {
+		v.one("system-default-registry", "%q is no registry; write its host, and a path if need be, such as registry.example.com:5000/podo", r)
 	}
 }
 

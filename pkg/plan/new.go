@@ -1,10 +1,14 @@
 package plan
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"io/fs"
+	"net"
 	"net/netip"
+	"net/url"
+	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
@@ -19,7 +23,13 @@ import (
 
 // Batteries are the addons in the binary, in the order they are applied. Each has
 // a manifest and can be left out by --disable.
-func Batteries() []string { return []string{"coredns"} }
+func Batteries() []string {
+	return []string{"coredns", "local-storage", "metrics-server", "gateway-api", "traefik"}
+}
+
+// later are the ones that wait until the machine's own start is over: their kinds are
+// large, and take as long as all that comes before them.
+func later() []string { return []string{"gateway-api", "traefik"} }
 
 // New decides. Environ is the environment of the process, of which the children
 // get the search path and the proxies.
@@ -35,6 +45,13 @@ func New(cfg config.Server, facts host.Facts, known Known, environ []string) (Pl
 	p := Plan{Gates: d.gateSet, Server: d.server()}
 	if !cfg.Components.NoAgent {
 		p.Node = d.node()
+		// Servers dial each other, but not each other's pods.
+		if e := cfg.Network.Egress; d.etcd && (e == "pod" || e == "cluster") {
+			p.Node.Tunnels = d.tunnels(d.ips)
+			if p.Server.APIServer != nil {
+				p.Node.Tunnels.Self = netip.AddrPortFrom(d.advertise(), uint16(cfg.Listener.Port)).String()
+			}
+		}
 	}
 	return p, nil
 }
@@ -74,15 +91,12 @@ func NewAgent(cfg config.Node, facts host.Facts, cluster Cluster, environ []stri
 		Paths:   d.paths,
 		Joining: joining,
 		API:     cfg.Join.Server,
-		Egress:  cluster.Egress,
-		PodCIDR: cluster.PodCIDR,
+	}
+	if cluster.Egress != "disabled" {
+		a.Tunnels = d.tunnels(joining.Identity.Addresses)
 	}
 	if !cfg.NoBalancer {
-		loopback := netip.AddrFrom4([4]byte{127, 0, 0, 1})
-		if d.ips[0].Is6() {
-			loopback = netip.IPv6Loopback()
-		}
-		a.Listen = netip.AddrPortFrom(loopback, uint16(cfg.BalancerPort))
+		a.Listen = d.balancer()
 		a.API = "https://" + a.Listen.String()
 	}
 	node := d.node()
@@ -106,7 +120,10 @@ func ClusterOf(cfg config.Server) Cluster {
 		Domain:         n.ClusterDomain,
 		FlannelBackend: n.FlannelBackend,
 		FlannelIPv6NAT: n.FlannelIPv6NAT,
+		LocalStorage:   cfg.Components.LocalStorage,
+		SystemRegistry: cfg.Components.SystemRegistry,
 		KubeProxy:      !cfg.Components.NoKubeProxy,
+		NetworkPolicy:  !cfg.Components.NoNetworkPolicy && !slices.Contains(cfg.Components.Disable, "network-policy"),
 		ExternalCloud:  cfg.Components.NoCloud,
 		Egress:         n.Egress,
 	}
@@ -129,6 +146,8 @@ type decision struct {
 	link     host.Link    // that carries the pod network
 	gateSet  map[string]bool
 	etcd     bool // several servers keep the state
+	remote   bool // all of them others
+	external *config.Endpoint
 	alone    bool // this is the only server, and will stay so
 	errs     []error
 }
@@ -241,25 +260,7 @@ func (d *decision) server() *Server {
 			Agent: c.Agents.Token,
 		},
 		Storage: d.storage(),
-		APIServer: APIServer{
-			Paths:         p,
-			Storage:       "unix://" + d.socket(),
-			Bind:          d.bind(),
-			Port:          c.Listener.Port,
-			Advertise:     d.advertise(),
-			ServiceCIDR:   n.ServiceCIDR,
-			NodePortRange: n.NodePortRange,
-			Several:       d.etcd,
-			Issuer:        "https://kubernetes.default.svc." + n.ClusterDomain,
-			Args:          c.Components.APIServerArgs,
-		},
-		ControllerManager: ControllerManager{
-			Paths:       p,
-			PodCIDR:     n.ClusterCIDR,
-			ServiceCIDR: n.ServiceCIDR,
-			Args:        c.Components.ControllerManagerArgs,
-		},
-		Addons: d.addons(),
+		Addons:  d.addons(),
 		Kubeconfig: Kubeconfig{
 			Path:   c.Kubeconfig.Path,
 			Mode:   fileMode(c.Kubeconfig.Mode),
@@ -267,23 +268,67 @@ func (d *decision) server() *Server {
 			Name:   c.Kubeconfig.Name,
 			Server: d.url(),
 		},
-		API:      d.url(),
-		Cluster:  d.cluster,
-		Shared:   config.Shared(c),
-		Egress:   Egress{Mode: n.Egress},
-		Election: d.etcd,
+		API:       d.url(),
+		Cluster:   d.cluster,
+		Shared:    config.Shared(c),
+		Provision: !slices.Contains(c.Components.Disable, "local-storage"),
+		Egress:    Egress{Mode: n.Egress},
+		Election:  d.etcd || d.external != nil,
 	}
-	if n.Egress != "disabled" {
-		s.Egress.Config, s.Egress.Socket = p.EgressConfig(), p.Socket("egress")
-		s.APIServer.EgressConfig = s.Egress.Config
+	if c.Components.NoAPIServer {
+		s.Elsewhere = &Elsewhere{Bind: d.bind(), Port: c.Listener.Port, Balancer: d.balancer(), First: d.joined(0)}
+	} else {
+		if n.Egress != "disabled" {
+			s.Egress.Config, s.Egress.Socket = p.EgressConfig(), p.Socket("egress")
+		}
+		s.APIServer = d.apiServer(s.Storage, s.Egress)
+		s.Metrics = !d.disabled("metrics-server")
+		s.Helm = !c.Components.NoHelm
+		if !d.disabled("servicelb") {
+			s.LoadBalancer = d.loadBalancer()
+		}
 	}
 	if !c.Components.NoAgent {
 		s.NodeName = d.nodeName
+	}
+	if !c.Components.NoControllers {
+		s.ControllerManager = &ControllerManager{Paths: p, PodCIDR: n.ClusterCIDR, ServiceCIDR: n.ServiceCIDR, Args: c.Components.ControllerManagerArgs}
 	}
 	if !c.Components.NoScheduler {
 		s.Scheduler = &Scheduler{Paths: p, Args: c.Components.SchedulerArgs}
 	}
 	return s
+}
+
+func (d *decision) apiServer(s Storage, e Egress) *APIServer {
+	c, n := d.cfg, d.cfg.Network
+	return &APIServer{
+		Paths:         d.paths,
+		Storage:       s.Client(),
+		Bind:          d.bind(),
+		Port:          c.Listener.Port,
+		Advertise:     d.advertise(),
+		ServiceCIDR:   n.ServiceCIDR,
+		NodePortRange: n.NodePortRange,
+		Several:       d.etcd || d.external != nil,
+		Issuer:        "https://kubernetes.default.svc." + n.ClusterDomain,
+		EgressConfig:  e.Config,
+		Args:          c.Components.APIServerArgs,
+	}
+}
+
+// joined is the server that this one was told to join, by the host of its URL and a
+// port: that of the URL for 0.
+func (d *decision) joined(port int) []string {
+	u, err := url.Parse(d.cfg.Join.Server)
+	if err != nil || u.Host == "" {
+		return nil
+	}
+	at := cmp.Or(u.Port(), "443")
+	if port != 0 {
+		at = strconv.Itoa(port)
+	}
+	return []string{net.JoinHostPort(u.Hostname(), at)}
 }
 
 func (d *decision) node() *Node {
@@ -292,14 +337,23 @@ func (d *decision) node() *Node {
 	node := &Node{
 		Paths: p,
 		Name:  d.nodeName,
+		Registries: Registries{
+			Paths:     p,
+			File:      filepath.Clean(c.Images.Registries),
+			Named:     c.Images.Registries != config.Default().Images.Registries,
+			NoDefault: c.Images.NoDefault,
+			Listen:    d.loopback(),
+		},
 		Containerd: Containerd{
 			Paths:             p,
 			Snapshotter:       c.Snapshotter,
-			PauseImage:        c.PauseImage,
+			PauseImage:        n.pauseImage(c.PauseImage),
 			SystemdCgroup:     systemd,
 			RestrictOOMScore:  d.facts.Privilege.UserNamespace || !d.facts.Privilege.Caps.Has(host.CapSysResource),
 			DisableAppArmor:   !d.facts.Security.AppArmor,
 			UnprivilegedPorts: d.facts.Kernel.AtLeast(4, 11),
+			CNIConfig:         p.CNIConfig(),
+			CNIPrograms:       []string{p.Bin()},
 			LogLevel:          "info",
 			Env:               d.childEnv(),
 		},
@@ -318,9 +372,13 @@ func (d *decision) node() *Node {
 			ExternalCloud: n.ExternalCloud,
 			ProtectKernel: c.ProtectKernelDefaults,
 			LeaseSeconds:  d.leaseSeconds(),
+			ShutdownWait:  d.shutdownWait(),
+			ProviderDir:   c.Images.ProviderDir,
+			Providers:     c.Images.ProviderConfig,
 			Args:          c.KubeletArgs,
 		},
 	}
+	node.Volumes = Volumes{Paths: p, Name: d.nodeName, Root: cmp.Or(n.LocalStorage, p.Storage())}
 	if c.Snapshotter == "overlayfs" {
 		node.Containerd.Snapshotter = d.facts.Storage.Snapshotter()
 	}
@@ -338,6 +396,11 @@ func (d *decision) node() *Node {
 			MTU:       d.link.MTU - overhead(n.FlannelBackend, d.ips),
 			IPv6NAT:   n.FlannelIPv6NAT,
 		}
+		if n.NetworkPolicy {
+			node.Policy = &Policy{Paths: p, PodCIDR: n.PodCIDR}
+		}
+	} else {
+		node.Containerd.CNIConfig, node.Containerd.CNIPrograms = paths.UserCNIConfig, []string{paths.UserCNIPrograms, p.Bin()}
 	}
 	return node
 }
@@ -353,16 +416,44 @@ func (d *decision) leaseSeconds() int32 {
 	return 40
 }
 
-// datastore decides where the state is kept. What is on the disk goes on; only a
-// server without any has a choice.
+// shutdownWait is what Kubernetes gives pods by default. The last third of it is for
+// critical ones: the others may need DNS until their end.
+func (d *decision) shutdownWait() int32 {
+	if d.facts.Logind {
+		return 45
+	}
+	return 0
+}
+
+// datastore decides where the state is kept. What the server has goes on; only one
+// without any has a choice, or one that leaves SQLite for an etcd of its own.
 func (d *decision) datastore() {
-	c := d.cfg
-	d.etcd = d.known.Datastore == "etcd" || d.known.Datastore == "" && (c.Datastore.Init || c.Join.Server != "")
+	c, has := d.cfg, d.known.Datastore
+	if c.Datastore.Endpoint != "" {
+		e, err := config.ParseEndpoint(c.Datastore.Endpoint)
+		if err != nil {
+			d.wrong("datastore-endpoint: %w", err)
+			return
+		}
+		d.external = &e
+		if has != "" && has != "external" {
+			d.wrong("datastore-endpoint: this server has a cluster already, in %[1]s; take it over with podo datastore migrate --from %[1]s --to ENDPOINT, or run podo uninstall to give it up", has)
+		}
+		return
+	}
+	d.etcd = has == "etcd" || has == "remote" || has != "external" && (c.Datastore.Init || c.Join.Server != "")
+	d.remote = d.etcd && c.Components.NoEtcd
 	d.alone = !d.etcd
 	switch {
-	case d.known.Datastore == "sqlite" && c.Datastore.Init:
-		d.wrong("cluster-init: this server has a cluster in SQLite already; it cannot be turned into one of several servers yet: leave cluster-init out, or run podo uninstall to begin anew")
-	case d.known.Datastore == "sqlite" && c.Join.Server != "":
+	case has == "external":
+		d.wrong("datastore-endpoint: is missing; this server's cluster is in a datastore elsewhere: give its endpoint, or run podo uninstall to give the cluster up")
+	case has == "etcd" && d.remote && len(d.known.Members) == 0:
+		d.wrong("disable-etcd: this server runs a member of etcd and has its share of the data; take it out first, with podo etcd member-remove %s on another server that runs etcd", d.nodeName)
+	case has == "remote" && !d.remote && len(d.known.Members) == 0:
+		d.wrong("server: is missing; this server has run without etcd, and to run a member now it must join the others: give the URL of one of them, or give disable-etcd")
+	case !d.etcd && c.Components.NoAPIServer:
+		d.wrong("disable-apiserver: this server keeps its state in SQLite, which no API server but its own could reach; begin a cluster of several servers with --cluster-init, or join one with --server")
+	case has == "sqlite" && c.Join.Server != "":
 		d.wrong("server: this server has a cluster of its own, in SQLite; leave server out to keep it, or run podo uninstall first to give it up and join another")
 	case !d.etcd && len(c.Datastore.EtcdArgs) > 0:
 		d.wrong("etcd-arg: this server keeps its state in SQLite and runs no etcd, so nothing would read it; remove it")
@@ -373,38 +464,58 @@ func (d *decision) datastore() {
 	}
 }
 
-// socket is where the datastore answers.
-func (d *decision) socket() string {
-	if d.etcd {
-		return d.paths.Socket("etcd")
-	}
-	return d.paths.Socket("kine")
-}
+// etcdPort is where the members of etcd serve clients, and where a server without one
+// has its balancer over them, and etcdPeerPort where they serve each other.
+const (
+	etcdPort     = 2379
+	etcdPeerPort = 2380
+)
 
 func (d *decision) storage() Storage {
-	p := d.paths
-	if !d.etcd {
-		return Storage{SQLite: &SQLite{DB: p.StateDB(), Socket: d.socket()}}
+	p, c := d.paths, d.cfg.Datastore
+	own := &SQLite{DB: p.StateDB(), Socket: p.Socket("kine")}
+	switch {
+	case d.external != nil:
+		return Storage{External: &External{
+			Endpoint: *d.external, CA: c.CAFile, Files: paths.Pair{Cert: c.CertFile, Key: c.KeyFile},
+			Socket: p.Socket("kine"), Marker: p.DatastoreKind(),
+		}}
+	case !d.etcd:
+		return Storage{SQLite: own}
+	case d.remote:
+		return Storage{Remote: &Remote{
+			Listen: netip.AddrPortFrom(d.loopback(), etcdPort),
+			File:   p.EtcdMembers(),
+			Marker: p.DatastoreKind(),
+			First:  d.joined(etcdPort),
+			Join:   d.known.Members,
+			CA:     p.CA(pki.EtcdCA).Cert,
+			Caller: p.ServerLeaf("etcd-client"),
+		}}
 	}
 	metrics := netip.AddrFrom4([4]byte{127, 0, 0, 1})
-	if d.cfg.Datastore.ExposeMetrics {
+	if c.ExposeMetrics {
 		metrics = netip.IPv6Unspecified()
 	}
-	return Storage{Etcd: &Etcd{
+	s := Storage{Etcd: &Etcd{
 		Node:    d.nodeName,
 		Dir:     p.EtcdData(),
-		Socket:  d.socket(),
-		Peer:    netip.AddrPortFrom(d.ips[0], 2380),
-		Client:  netip.AddrPortFrom(d.ips[0], 2379),
+		Socket:  p.Socket("etcd"),
+		Peer:    netip.AddrPortFrom(d.ips[0], etcdPeerPort),
+		Client:  netip.AddrPortFrom(d.ips[0], etcdPort),
 		Metrics: []netip.AddrPort{netip.AddrPortFrom(metrics, 2381)},
 		CA:      p.CA(pki.EtcdCA).Cert,
 		Server:  p.ServerLeaf("etcd-server"),
 		Member:  p.ServerLeaf("etcd-peer"),
 		Caller:  p.ServerLeaf("etcd-client"),
-		Init:    d.cfg.Datastore.Init,
+		Init:    c.Init,
 		Join:    d.known.Members,
-		Args:    d.cfg.Datastore.EtcdArgs,
+		Args:    c.EtcdArgs,
 	}}
+	if d.known.Datastore == "sqlite" {
+		s.From = own
+	}
+	return s
 }
 
 // overhead is what a packet grows by on its way to another node, in bytes: an
@@ -446,15 +557,44 @@ func (d *decision) addons() Addons {
 		"DNS_UPSTREAM":     d.upstream(),
 		"NODE_HOSTS":       d.hosts(),
 	}}
-	a.Enabled = append(a.Enabled, "podo-node")
+	a.Disabled = slices.Clone(d.cfg.Components.Disable)
+	a.Enabled = append(a.Enabled, "podo-addons", "podo-node")
+	if !d.cfg.Components.NoHelm {
+		a.Enabled = append(a.Enabled, "podo-helm")
+	}
+	// Nobody else serves what podo brings of the Gateway API.
+	if d.disabled("traefik") && !d.disabled("gateway-api") {
+		a.Disabled = append(a.Disabled, "gateway-api")
+	}
 	for _, name := range Batteries() {
-		if slices.Contains(d.cfg.Components.Disable, name) {
-			a.Disabled = append(a.Disabled, name)
-		} else {
+		if !slices.Contains(a.Disabled, name) {
 			a.Enabled = append(a.Enabled, name)
+			if slices.Contains(later(), name) {
+				a.Later = append(a.Later, name)
+			}
 		}
 	}
 	return a
+}
+
+func (d *decision) disabled(part string) bool {
+	return slices.Contains(d.cfg.Components.Disable, part)
+}
+
+// loadBalancer knows the ports that no Service may have: kube-proxy would lead them away
+// from podo itself.
+func (d *decision) loadBalancer() *LoadBalancer {
+	b := &LoadBalancer{Servers: []Port{{int32(d.cfg.Listener.Port), "TCP"}}}
+	if d.etcd {
+		b.Servers = append(b.Servers, Port{etcdPort, "TCP"}, Port{etcdPeerPort, "TCP"})
+	}
+	switch d.cluster.FlannelBackend {
+	case "vxlan":
+		b.Nodes = []Port{{8472, "UDP"}}
+	case "wireguard-native":
+		b.Nodes = []Port{{51820, "UDP"}, {51821, "UDP"}}
+	}
+	return b
 }
 
 // hosts are the lines of a hosts file for this node, indented as in the manifest.
@@ -513,12 +653,28 @@ func (d *decision) advertise() netip.Addr {
 	return d.ips[0]
 }
 
-// url is how this machine reaches its own API server.
-func (d *decision) url() string {
-	ip := netip.AddrFrom4([4]byte{127, 0, 0, 1})
+func (d *decision) loopback() netip.Addr {
 	if d.ips[0].Is6() {
-		ip = netip.IPv6Loopback()
+		return netip.IPv6Loopback()
 	}
+	return netip.AddrFrom4([4]byte{127, 0, 0, 1})
+}
+
+func (d *decision) tunnels(addresses []netip.Addr) *Tunnels {
+	return &Tunnels{Paths: d.paths, Mode: d.cluster.Egress, PodCIDR: d.cluster.PodCIDR, Addresses: addresses}
+}
+
+// balancer is where the API servers of others are reached.
+func (d *decision) balancer() netip.AddrPort {
+	return netip.AddrPortFrom(d.loopback(), uint16(d.cfg.BalancerPort))
+}
+
+// url is how this machine reaches the API.
+func (d *decision) url() string {
+	if d.cfg.Components.NoAPIServer {
+		return "https://" + d.balancer().String()
+	}
+	ip := d.loopback()
 	if b := d.bind(); !b.IsUnspecified() {
 		ip = b
 	}

@@ -8,6 +8,8 @@ package plan
 import (
 	"io/fs"
 	"net/netip"
+	"strconv"
+	"strings"
 
 	"github.com/podo-dev/podo/pkg/config"
 	"github.com/podo-dev/podo/pkg/paths"
@@ -26,7 +28,7 @@ type Plan struct {
 
 // Known is what the disk and the cluster say before anything is decided.
 type Known struct {
-	Datastore string   // kind that this server has on its disk: sqlite or etcd; empty if none
+	Datastore string   // kind that this server has: sqlite, etcd, remote or external; empty if none
 	Members   []string // client URLs of the etcd members whose cluster this start has joined
 }
 
@@ -35,17 +37,31 @@ type Server struct {
 	Paths             paths.Paths
 	Certificates      Certificates
 	Storage           Storage
-	APIServer         APIServer
-	ControllerManager ControllerManager
-	Scheduler         *Scheduler // nil: none
+	APIServer         *APIServer         // nil: those of other servers are used
+	Elsewhere         *Elsewhere         // how, in that case
+	ControllerManager *ControllerManager // nil: none
+	Scheduler         *Scheduler         // nil: none
 	Addons            Addons
+	Metrics           bool          // its API server tells what nodes and pods use
+	LoadBalancer      *LoadBalancer // nil: none
 	Kubeconfig        Kubeconfig
-	API               string // URL of the API server as this machine reaches it
+	API               string // URL of the API as this machine reaches it
 	NodeName          string // of the node in this process; empty if there is none
 	Cluster           Cluster
 	Shared            map[string]string // settings that all servers must have the same, by name
 	Egress            Egress
 	Election          bool // several servers: only one has controllers and a scheduler at work
+	Provision         bool // claims of the class local-path are granted
+	Helm              bool // HelmCharts are installed
+}
+
+// Elsewhere is what a server without an API server does with its port, and how it
+// reaches the API servers of others.
+type Elsewhere struct {
+	Bind     netip.Addr // of the port by which machines join
+	Port     int
+	Balancer netip.AddrPort // leads to the API servers
+	First    []string       // host:port of the servers that may run one, to begin with
 }
 
 // Egress is how the API server reaches other nodes.
@@ -61,8 +77,16 @@ type Agent struct {
 	Joining Joining
 	API     string         // URL by which the node's parts reach the API
 	Listen  netip.AddrPort // of the balancer; invalid if there is none
-	Egress  string         // mode
-	PodCIDR []netip.Prefix
+	Tunnels *Tunnels       // to every server; nil: none
+}
+
+// Tunnels are the ways from API servers to a node.
+type Tunnels struct {
+	Paths     paths.Paths
+	Mode      string         // agent, pod or cluster
+	PodCIDR   []netip.Prefix // of the cluster
+	Addresses []netip.Addr   // of the node
+	Self      string         // host:port of the API server in this process; empty if there is none
 }
 
 // Joining is how a machine asks to be let in. It is decided before the rest, since
@@ -90,10 +114,59 @@ type Certificates struct {
 	Agent config.Secret // the agents' token, likewise
 }
 
-// Storage is the datastore: one of the two.
+// Storage is the datastore: one of the four.
 type Storage struct {
-	SQLite *SQLite
-	Etcd   *Etcd
+	SQLite   *SQLite
+	Etcd     *Etcd
+	Remote   *Remote
+	External *External
+
+	// From is the datastore whose content the etcd takes over before its first start.
+	From *SQLite
+}
+
+// Client is how the datastore is reached once it runs.
+func (s Storage) Client() EtcdClient {
+	switch x := s.External; {
+	case s.SQLite != nil:
+		return EtcdClient{URLs: []string{"unix://" + s.SQLite.Socket}}
+	case s.Etcd != nil:
+		return EtcdClient{URLs: []string{"unix://" + s.Etcd.Socket}}
+	case s.Remote != nil:
+		return EtcdClient{URLs: []string{"https://" + s.Remote.Listen.String()}, CA: s.Remote.CA, Files: s.Remote.Caller}
+	case x.Kind == "etcd":
+		return EtcdClient{URLs: strings.Split(string(x.URL), ","), CA: x.CA, Files: x.Files}
+	default:
+		return EtcdClient{URLs: []string{"unix://" + x.Socket}}
+	}
+}
+
+// EtcdClient is how something that speaks the etcd protocol is reached. A URL of a
+// unix socket needs no files.
+type EtcdClient struct {
+	URLs  []string
+	CA    string
+	Files paths.Pair
+}
+
+// Remote is the etcd whose members are all on other servers of the cluster.
+type Remote struct {
+	Listen netip.AddrPort // on loopback, of a balancer over the members
+	File   string         // keeps the list of them
+	Marker string         // file that says which datastore the server has
+	First  []string       // host:port to try where no member of the list answers
+	Join   []string       // client URLs of the members, if this start has joined their cluster
+	CA     string         // certificate of the authority that signs for members and callers
+	Caller paths.Pair     // shown to members
+}
+
+// External is a datastore that others look after, and servers may share.
+type External struct {
+	config.Endpoint
+	CA     string     // that its certificate must be of; empty: the machine's
+	Files  paths.Pair // shown to it; empty: none
+	Socket string     // where one that is no etcd is made to speak its protocol
+	Marker string     // file that says which datastore the server has
 }
 
 // SQLite is one file, of one server.
@@ -124,7 +197,7 @@ type Etcd struct {
 // APIServer configures kube-apiserver.
 type APIServer struct {
 	Paths         paths.Paths
-	Storage       string // URL of the datastore
+	Storage       EtcdClient
 	Bind          netip.Addr
 	Port          int
 	Advertise     netip.Addr
@@ -152,10 +225,25 @@ type Scheduler struct {
 
 // Addons is what is deployed into the cluster from the binary.
 type Addons struct {
-	Enabled  []string          // names of manifests to apply
-	Disabled []string          // names of manifests whose objects are removed
+	Enabled  []string          // names of manifests to apply, in this order
+	Later    []string          // of these, the ones that nobody waits for
+	Disabled []string          // names of manifests whose objects are removed, people's own among them
 	Values   map[string]string // for ${NAME} in a manifest
 }
+
+// LoadBalancer is what gives Services of type LoadBalancer addresses of nodes.
+type LoadBalancer struct {
+	Servers []Port // that podo has on machines with a server
+	Nodes   []Port // that it has on every node
+}
+
+// Port is one that something answers at.
+type Port struct {
+	Number   int32
+	Protocol string // TCP or UDP
+}
+
+func (p Port) String() string { return strconv.Itoa(int(p.Number)) + "/" + p.Protocol }
 
 // Kubeconfig is how the administrator's kubeconfig is written.
 type Kubeconfig struct {
@@ -170,10 +258,23 @@ type Kubeconfig struct {
 type Node struct {
 	Paths      paths.Paths
 	Name       string
+	Registries Registries
 	Containerd Containerd
 	Kubelet    Kubelet
 	Proxy      *Proxy   // nil: none
 	Network    *Network // nil: the user brings a pod network
+	Policy     *Policy  // nil: network policies are not enforced, or by the user's pod network
+	Volumes    Volumes
+	Tunnels    *Tunnels // to the other servers, if this is one; nil: they dial it
+}
+
+// Registries is how images are got.
+type Registries struct {
+	Paths     paths.Paths
+	File      string     // that people write
+	Named     bool       // somebody said which, so it has to be there
+	NoDefault bool       // a registry with mirrors is not asked itself
+	Listen    netip.Addr // of the proxy that the engine asks
 }
 
 // Containerd configures the container engine.
@@ -185,6 +286,8 @@ type Containerd struct {
 	RestrictOOMScore  bool // the kernel refuses a negative oom_score_adj
 	DisableAppArmor   bool
 	UnprivilegedPorts bool     // pods may bind low ports and ping without a capability
+	CNIConfig         string   // folder of CNI network lists
+	CNIPrograms       []string // folders of CNI programs, first come first
 	LogLevel          string   // of the child
 	Env               []string // whole environment of the child
 }
@@ -205,7 +308,10 @@ type Kubelet struct {
 	ExternalCloud bool // a cloud controller of the user's sets addresses and provider ID
 	ProtectKernel bool
 	LeaseSeconds  int32    // of the node's lease; it is renewed four times in that
+	ShutdownWait  int32    // seconds that pods have to end when the machine is shut down; 0: it waits for none
 	Offline       bool     // remember what is read, for a start while no server answers
+	ProviderDir   string   // of programs that tell credentials of registries; empty: none
+	Providers     string   // file about them
 	Args          []string // from the user
 }
 
@@ -219,6 +325,13 @@ type Proxy struct {
 	Args    []string // from the user
 }
 
+// Volumes is where a node keeps the volumes of the class local-path.
+type Volumes struct {
+	Paths paths.Paths
+	Name  string
+	Root  string // of those that are made where nobody named a folder
+}
+
 // Network is this node's end of the pod network.
 type Network struct {
 	Paths     paths.Paths
@@ -230,4 +343,10 @@ type Network struct {
 	MTU       int // of the pods' bridge
 	IPv6NAT   bool
 	Offline   bool // as the kubelet's
+}
+
+// Policy is what holds this node's pods to network policies.
+type Policy struct {
+	Paths   paths.Paths
+	PodCIDR []netip.Prefix
 }
