@@ -82,13 +82,13 @@ func (s *Store) wait(kind, detail string) {
 	s.mu.Lock()
 	news := kind != "" && !sameKind(s.waiting, kind)
 	s.waiting = text
-	level := slog.LevelInfo
+	say := s.log.Info
 	if s.live != nil {
-		level = slog.LevelWarn
+		say = s.log.Warn
 	}
 	s.mu.Unlock()
 	if news {
-		s.log.Log(context.TODO(), level, "datastore waits", "for", text)
+		say("datastore waits", "for", text)
 	}
 }
 

@@ -511,7 +511,8 @@ func TestThreeServers(t *testing.T) {
 	})
 	for _, s := range three {
 		for line := range strings.Lines(s.log.String()) {
-			if strings.Contains(line, "level=WARN") && !strings.Contains(line, "datastore waits") {
+			busy := strings.Contains(line, "failed to send out heartbeat on time") // true of this machine, if others work on it
+			if strings.Contains(line, "level=WARN") && !busy && !strings.Contains(line, "datastore waits") {
 				t.Errorf("%s told of trouble that is its daily life: %s", s.cfg.Node, line)
 			}
 		}
@@ -531,8 +532,10 @@ func TestFullDatastoreRecovers(t *testing.T) {
 	s.cfg.Args = []string{"quota-backend-bytes=8388608"}
 	s.start(t)
 	value := strings.Repeat("grape", 50_000)
+	// The quota is held against what is committed, which trails the writes by 100 ms or
+	// more, so a fast disk takes several times the quota before the first refusal.
 	full := func() error {
-		for i := range 100 {
+		for i := range 1000 {
 			if _, err := s.client.Put(t.Context(), fmt.Sprintf("/registry/%d", i), value); err != nil {
 				return err
 			}

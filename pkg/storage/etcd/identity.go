@@ -85,6 +85,15 @@ func (id *identity) note(e *embed.Etcd) {
 	slices.Sort(id.Others)
 }
 
+// keep notes the other members on the disk if they have changed.
+func (id *identity) keep(e *embed.Etcd, dir string) error {
+	before := id.Others
+	if id.note(e); slices.Equal(before, id.Others) {
+		return nil
+	}
+	return id.save(dir)
+}
+
 // marker lies beside the folder of all datastores, and says which one the server has.
 func marker(dir string) string { return filepath.Dir(dir) + ".kind" }
 

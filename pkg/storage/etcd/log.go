@@ -17,11 +17,11 @@ import (
 )
 
 // newLogger returns a logger for etcd that writes to log: everything if that takes
-// debug lines, otherwise warnings, each once a minute, until quiet is closed. A line
+// debug lines, otherwise warnings, each once a minute, until ctx ends. A line
 // that would end the process ends its goroutine instead, and goes to fatal.
-func newLogger(log *slog.Logger, quiet <-chan struct{}, fatal chan<- error) *zap.Logger {
+func newLogger(ctx context.Context, log *slog.Logger, fatal chan<- error) *zap.Logger {
 	last := &lastWords{fatal}
-	return zap.New(&core{log: log, quiet: quiet, said: &said{at: map[string]time.Time{}}},
+	return zap.New(&core{log: log, verbose: log.Enabled(ctx, slog.LevelDebug), quiet: ctx.Done(), said: &said{at: map[string]time.Time{}}},
 		zap.WithFatalHook(last), zap.WithPanicHook(last), zap.ErrorOutput(zapcore.AddSync(nothing{})))
 }
 
@@ -47,10 +47,11 @@ func (l *lastWords) OnWrite(e *zapcore.CheckedEntry, fields []zapcore.Field) {
 }
 
 type core struct {
-	log    *slog.Logger
-	quiet  <-chan struct{}
-	said   *said
-	fields []zapcore.Field
+	log     *slog.Logger
+	verbose bool
+	quiet   <-chan struct{}
+	said    *said
+	fields  []zapcore.Field
 }
 
 // said remembers when a message was last written.
@@ -69,9 +70,7 @@ func (s *said) lately(message string, now time.Time) bool {
 	return false
 }
 
-func (c *core) verbose() bool { return c.log.Enabled(context.TODO(), slog.LevelDebug) }
-
-func (c *core) Enabled(l zapcore.Level) bool { return l >= zapcore.WarnLevel || c.verbose() }
+func (c *core) Enabled(l zapcore.Level) bool { return l >= zapcore.WarnLevel || c.verbose }
 
 func (c *core) With(fields []zapcore.Field) zapcore.Core {
 	out := *c
@@ -87,8 +86,8 @@ func (c *core) Check(e zapcore.Entry, to *zapcore.CheckedEntry) *zapcore.Checked
 }
 
 func (c *core) Write(e zapcore.Entry, fields []zapcore.Field) error {
-	level := slog.LevelDebug
-	if !c.verbose() {
+	say := c.log.Debug
+	if !c.verbose {
 		select {
 		case <-c.quiet:
 			return nil
@@ -101,13 +100,13 @@ func (c *core) Write(e zapcore.Entry, fields []zapcore.Field) error {
 	// What etcd calls an error is mostly a peer that is away. An end of etcd itself
 	// comes back as an error, and is told by whoever receives that.
 	if e.Level >= zapcore.WarnLevel && e.Level <= zapcore.ErrorLevel {
-		level = slog.LevelWarn
+		say = c.log.Warn
 	}
 	values := zapcore.NewMapObjectEncoder()
 	for _, f := range append(slices.Clip(c.fields), fields...) {
 		f.AddTo(values)
 	}
-	var attrs []slog.Attr
+	var attrs []any
 	for _, key := range slices.Sorted(maps.Keys(values.Fields)) {
 		value := values.Fields[key]
 		switch key {
@@ -118,7 +117,7 @@ func (c *core) Write(e zapcore.Entry, fields []zapcore.Field) error {
 		}
 		attrs = append(attrs, slog.String(key, fmt.Sprint(value)))
 	}
-	c.log.LogAttrs(context.TODO(), level, "etcd: "+e.Message, attrs...)
+	say("etcd: "+e.Message, attrs...)
 	return nil
 }
 

@@ -150,3 +150,29 @@ func (a *Admin) Remove(ctx context.Context, name string) (Member, error) {
 	}
 	return m, nil
 }
+
+// Follow calls each with the values of all keys that begin with prefix, at once and
+// whenever one of them has changed, until ctx ends. It is for a store that is ready.
+func (s *Store) Follow(ctx context.Context, prefix string, each func(values [][]byte)) error {
+	s.mu.Lock()
+	c := s.client
+	s.mu.Unlock()
+	for ctx.Err() == nil {
+		res, err := c.Get(ctx, prefix, clientv3.WithPrefix(), clientv3.WithSerializable())
+		if err != nil {
+			s.log.Debug("keys not read", "prefix", prefix, "err", err)
+			_ = sleep(ctx, time.Second)
+			continue
+		}
+		var values [][]byte
+		for _, kv := range res.Kvs {
+			values = append(values, kv.Value)
+		}
+		each(values)
+		change, end := context.WithCancel(ctx)
+		<-c.Watch(change, prefix, clientv3.WithPrefix(), clientv3.WithRev(res.Header.Revision+1))
+		end()
+		_ = sleep(ctx, 100*time.Millisecond) // several at once are one change
+	}
+	return nil
+}

@@ -20,7 +20,7 @@ type running struct {
 // start starts etcd. Where etcd would end the process, the reason is an error here.
 func (s *Store) start(ctx context.Context, ec *embed.Config) (*running, error) {
 	fatal := make(chan error, 1)
-	ec.ZapLoggerBuilder = embed.NewZapLoggerBuilder(newLogger(s.log, ctx.Done(), fatal))
+	ec.ZapLoggerBuilder = embed.NewZapLoggerBuilder(newLogger(ctx, s.log, fatal))
 	type result struct {
 		etcd *embed.Etcd
 		err  error

@@ -33,12 +33,11 @@ func (s *Store) keep(ctx context.Context, e *embed.Etcd, client *clientv3.Client
 			if u.full || len(e.Server.Alarms()) > 0 {
 				u.relieve(ctx)
 			}
-		case <-long.C:
-			u.tidy(ctx, s.every)
-			id.note(e)
-			if err := id.save(s.cfg.Dir); err != nil {
+			if err := id.keep(e, s.cfg.Dir); err != nil {
 				s.log.Warn("list of etcd members not kept", "err", err)
 			}
+		case <-long.C:
+			u.tidy(ctx, s.every)
 		}
 	}
 }

@@ -84,5 +84,12 @@ func check(ctx context.Context, path string, known bool) error {
 	if verdict != "ok" {
 		return damaged("fails its check: " + verdict)
 	}
+	if !known {
+		return nil
+	}
+	var filled bool // kine writes a row before podo notes that there is a file
+	if err := db.QueryRowContext(ctx, "SELECT EXISTS (SELECT 1 FROM kine)").Scan(&filled); err != nil || !filled {
+		return damaged("holds nothing of the cluster that it held")
+	}
 	return nil
 }

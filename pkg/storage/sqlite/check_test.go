@@ -79,6 +79,16 @@ func TestCheck(t *testing.T) {
 	later.put(t, "/registry/later", "1")
 	short := collect(t, later.plan.DB)
 	later.stop(t)
+	blank := filepath.Join(t.TempDir(), "blank.db")
+	db, err := sql.Open("sqlite3", blank)
+	if err == nil {
+		_, err = db.Exec("PRAGMA user_version = 1; CREATE TABLE kine (id INTEGER)")
+		db.Close()
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	nothing := collect(t, blank)[""]
 	const page = 4096
 	junk := bytes.Repeat([]byte{0xa5}, page)
 
@@ -104,6 +114,8 @@ func TestCheck(t *testing.T) {
 		"a page overwritten":                    {files: folder{"": overwrite(good, 2*page, junk)}, known: true, want: "damaged"},
 		"a later page overwritten":              {files: folder{"": overwrite(good, len(good)/page/2*page, junk)}, known: true, want: "damaged"},
 		"a page overwritten, with a log":        {files: folder{"": overwrite(short[""], len(good)/page/2*page, junk), "-wal": short["-wal"]}, known: true, want: "damaged"},
+		"nothing in it":                         {files: folder{"": nothing}, known: true, want: "holds nothing of the cluster"},
+		"nothing in it, first start":            {files: folder{"": nothing}},
 		"page size impossible":                  {files: folder{"": overwrite(good, 16, []byte{0, 3})}, known: true, want: "damaged"},
 	}
 	for name, tt := range tests {

@@ -1,4 +1,4 @@
-package sqlite
+package front
 
 import (
 	"context"
@@ -122,7 +122,12 @@ func (s *watchStream) follow(ctx context.Context, id int64, key, end string, fro
 				s.end(id, 0, reason)
 				return
 			}
-			sent = max(sent, s.sendEvents(id, from, events))
+			sent = max(sent, s.sendEvents(id, key, end, from, events))
+		case err := <-result.Errorc:
+			// The first watch after a database was lost ends without its events being
+			// closed (kine 0.16).
+			s.end(id, 0, err.Error())
+			return
 		case <-tick:
 			// All events up to a revision of a minute ago have been sent. Of the newest,
 			// some may still be on their way to us.
@@ -137,8 +142,8 @@ func (s *watchStream) follow(ctx context.Context, id int64, key, end string, fro
 	}
 }
 
-// sendEvents returns the revision of the last event that was sent, or 0.
-func (s *watchStream) sendEvents(id, from int64, events []*server.Event) int64 {
+// sendEvents returns the revision that was told of, or 0.
+func (s *watchStream) sendEvents(id int64, key, end string, from int64, events []*server.Event) int64 {
 	if len(events) == 0 {
 		return 0
 	}
@@ -148,7 +153,12 @@ func (s *watchStream) sendEvents(id, from int64, events []*server.Event) int64 {
 	}
 	out := make([]*mvccpb.Event, 0, len(events))
 	for _, e := range events {
-		out = append(out, event(e))
+		if e.InRange(key, end) { // NATS tells a watch of one key of its neighbours too (kine 0.16)
+			out = append(out, event(e))
+		}
+	}
+	if len(out) == 0 {
+		return 0
 	}
 	s.send(&etcdserverpb.WatchResponse{Header: header(revision), WatchId: id, Events: out})
 	return revision
