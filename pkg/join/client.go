@@ -80,7 +80,8 @@ const (
 )
 
 // refresh asks the servers that a member knows for what is true now, and returns what
-// it kept if none answers. It is an error only if the name is another machine's by now.
+// it kept if none answers. It is an error only if the name is no longer this machine's,
+// and no token lets it join again.
 func (j Joiner) refresh(ctx context.Context, kept Membership) (m Membership, fresh bool, err error) {
 	all, done := context.WithTimeout(ctx, news)
 	defer done()
@@ -88,23 +89,34 @@ func (j Joiner) refresh(ctx context.Context, kept Membership) (m Membership, fre
 	for _, addr := range kept.Servers {
 		urls = append(urls, "https://"+addr)
 	}
-	j.Token = "" // the identity is enough
+	given := j.Token
 	for _, j.Server = range urls {
 		one, done := context.WithTimeout(all, newsEach)
+		j.Token = "" // the identity is enough, as long as it owns the name
 		m, err := j.Renew(one)
+		if given != "" && isDisowned(err) {
+			j.Token = given
+			m, err = j.Renew(one)
+		}
 		done()
-		var no *Refusal
 		switch {
 		case err == nil:
 			return m, true, nil
-		case errors.As(err, &no) && no.Reason == NameTaken:
-			return m, false, no
+		case isDisowned(err):
+			return m, false, err
 		case all.Err() != nil:
 			return kept, false, nil
 		}
 		j.Log.Debug("no news of the cluster", "component", "join", "addr", j.Server, "err", err)
 	}
 	return kept, false, nil
+}
+
+// isDisowned reports whether a server said that a machine's identity owns its name no more:
+// another has replaced it, or the identity was deleted.
+func isDisowned(err error) bool {
+	no, ok := errors.AsType[*Refusal](err)
+	return ok && (no.Reason == NameTaken || no.Reason == BadToken)
 }
 
 // insist asks until there is an answer that asking again would not change.
@@ -268,7 +280,7 @@ func (j Joiner) trust(ctx context.Context) ([]byte, token.Token, error) {
 		}
 	}
 	if j.Token == "" {
-		return nil, t, refuse(BadToken, "this machine has not joined yet, so it needs a token: a server makes one with podo token create, or keeps one in its server/agent-token file")
+		return nil, t, refuse(BadToken, "this machine has not joined yet, so it needs a token: podo token create on a server makes one for an agent; to join as a server takes the one in a server's server/token file")
 	}
 	if t.Hash == "" && !j.Unpinned {
 		return nil, t, refuse(NotPinned, "token: it does not name the cluster's CA (K10<hash>::…), so anybody in between could take it; "+

@@ -21,6 +21,7 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/informers"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
 
@@ -54,6 +55,7 @@ type cluster struct {
 	handler *server
 	cas     pki.Authorities
 	records *Records
+	owners  Owners // that the server has heard of: none, unless a test says so
 	api     *secrets
 	logs    *buffer
 
@@ -85,6 +87,9 @@ func newCluster(t *testing.T) *cluster {
 		}
 		return nil
 	}
+	if c.owners, err = newOwners(informers.NewSharedInformerFactory(client, 0)); err != nil {
+		t.Fatal(err)
+	}
 	c.handler = newServer(Options{
 		Cluster:     plan.Cluster{PodCIDR: []netip.Prefix{netip.MustParsePrefix("10.42.0.0/16")}},
 		Authorities: func() (pki.Authorities, error) { return c.cas, ready() },
@@ -92,6 +97,7 @@ func newCluster(t *testing.T) *cluster {
 			return []token.Token{{User: token.Server, Password: serverPassword}, {User: token.Agent, Password: agentPassword}}, nil
 		},
 		Records: func() (*Records, error) { return c.records, ready() },
+		Owners:  func() (Owners, error) { return c.owners, ready() },
 		Servers: func(context.Context) ([]string, error) { return []string{"10.0.0.1:6443"}, nil },
 		Tunnel:  func(w http.ResponseWriter, _ *http.Request, node string) { fmt.Fprint(w, "tunnel of ", node) },
 		Now:     func() time.Time { return time.Now().Add(time.Duration(c.ahead.Load())) },
@@ -239,10 +245,11 @@ func (b *buffer) String() string {
 }
 
 // secrets is the part of the Kubernetes API that Records use, with its optimistic
-// concurrency.
+// concurrency, and of a node's status no more than what is said of it.
 type secrets struct {
 	away      atomic.Bool            // the datastore does not answer
 	meanwhile atomic.Pointer[func()] // happens once, before the next update
+	patched   atomic.Value           // what was last said of the status of node n1
 
 	mu      sync.Mutex
 	kept    map[string]*corev1.Secret
@@ -252,6 +259,12 @@ type secrets struct {
 func (s *secrets) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if s.away.Load() {
 		s.fail(w, http.StatusInternalServerError, "InternalError")
+		return
+	}
+	if r.Method == http.MethodPatch && r.URL.Path == "/api/v1/nodes/n1/status" {
+		patch, _ := io.ReadAll(r.Body)
+		s.patched.Store(string(patch))
+		s.answer(w, corev1.Node{TypeMeta: metav1.TypeMeta{Kind: "Node", APIVersion: "v1"}})
 		return
 	}
 	const base = "/api/v1/namespaces/kube-system/secrets"

@@ -96,7 +96,7 @@ func TestRefusals(t *testing.T) {
 		},
 		"no token": {
 			func(_ *cluster, j *Joiner) { j.Token = "" },
-			BadToken, []string{"podo token create", "agent-token"},
+			BadToken, []string{"podo token create", "server/token"},
 		},
 		"token without a pin": {
 			func(_ *cluster, j *Joiner) { j.Token = agentPassword },
@@ -360,6 +360,27 @@ func TestNothingSecretIsSentBeforeThePinIsChecked(t *testing.T) {
 	}
 }
 
+// TestReplacedMachineIsTold: its next start ends, unless it may join again.
+func TestReplacedMachineIsTold(t *testing.T) {
+	c := newCluster(t)
+	first := c.join("n1", c.agentToken())
+	c.join("n1", c.bootstrap(Bootstrap{Once: true, Replaces: "n1"}))
+	for _, tt := range []struct {
+		token config.Secret
+		says  string
+	}{{"", "start it with --token"}, {c.agentToken(), "podo node replace n1"}} {
+		first.Token = tt.token
+		_, _, err := first.Join(within(t))
+		if no, ok := errors.AsType[*Refusal](err); !ok || !no.Final() || !strings.Contains(no.Message, tt.says) {
+			t.Errorf("a replaced machine starts with token %t: %v, want a refusal that says %q", tt.token != "", err, tt.says)
+		}
+	}
+	first.Token = c.bootstrap(Bootstrap{Once: true, Replaces: "n1"})
+	if _, fresh, err := first.Join(within(t)); err != nil || !fresh {
+		t.Errorf("in its turn it replaces the other: fresh %t, %v", fresh, err)
+	}
+}
+
 func TestANameBelongsToTheMachineThatJoinedUnderIt(t *testing.T) {
 	c := newCluster(t)
 	first := c.join("n1", c.agentToken())
@@ -371,7 +392,13 @@ func TestANameBelongsToTheMachineThatJoinedUnderIt(t *testing.T) {
 	wantReason(t, thief, NameTaken)
 
 	ticket := c.bootstrap(Bootstrap{Once: true, Replaces: "n1"})
+	if said := c.api.patched.Load(); said != nil {
+		t.Errorf("before it is replaced, the node's status is changed: %s", said)
+	}
 	rebuilt := c.join("n1", ticket)
+	if said, _ := c.api.patched.Load().(string); !strings.HasPrefix(said, `{"status":{"conditions":[{"type":"Ready","status":"Unknown",`) {
+		t.Errorf("of a node that is replaced it is said: %s", said)
+	}
 	wantReason(t, first, BadToken) // it shows no token; with one, the name is taken
 	first.Token = c.agentToken()
 	wantReason(t, first, NameTaken)

@@ -42,6 +42,10 @@ type Peers struct {
 	Members func(context.Context) ([]string, error)
 	// Live reports whether a node is at work now.
 	Live func(ctx context.Context, node string) (bool, error)
+	// Apart means that this server runs no API server. It lets servers in even while
+	// nobody can tell whose a name is, since the first API server may be among them;
+	// each claims its name when there is one.
+	Apart bool
 }
 
 // ErrAlone means that the datastore is one server's, so that no other can join it.
@@ -84,7 +88,10 @@ func (s *server) peer(w http.ResponseWriter, r *http.Request) {
 			return nil, err
 		}
 		if err := s.claimPeer(r.Context(), q.Name, key); err != nil {
-			return nil, err
+			if _, no := errors.AsType[*Refusal](err); no || !s.Peers.Apart {
+				return nil, err
+			}
+			s.Log.Info("server joins under a name that no API server was asked about", "component", "join", "node", q.Name, "err", err)
 		}
 		bundle, err := s.Peers.Bundle()
 		if err != nil {
@@ -147,25 +154,18 @@ func (s *server) fits(q PeerRequest) *Refusal {
 	return nil
 }
 
-// claimPeer gives a node's name to a server. The token that it has shown is worth
-// more than any identity, so only a machine that is at work keeps its name.
+// claimWithin is how long the API may take, so that what asks still waits for the answer.
+const claimWithin = patience / 2
+
+// claimPeer gives a node's name to a server that joins.
 func (s *server) claimPeer(ctx context.Context, node string, key []byte) error {
+	ctx, cancel := context.WithTimeout(ctx, claimWithin)
+	defer cancel()
 	records, err := s.Records()
 	if err != nil {
 		return err
 	}
-	err = records.Claim(ctx, node, key, false)
-	if !errors.Is(err, ErrTaken) {
-		return err
-	}
-	live, err := s.Peers.Live(ctx, node)
-	if err != nil {
-		return err
-	}
-	if live {
-		return refuse(NameTaken, "the name %s belongs to another machine that is at work: give this one another with --node-name; or, if this is that machine and was rebuilt, try again in a minute", node)
-	}
-	return records.Claim(ctx, node, key, true)
+	return records.ClaimServer(ctx, node, key, s.Peers.Live)
 }
 
 // JoinPeer asks until a server answers, or until ctx ends; a *Refusal that is Final

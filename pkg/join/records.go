@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"crypto/sha256"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"strconv"
@@ -42,11 +43,12 @@ type Bootstrap struct {
 // have ended.
 type Records struct {
 	secrets typed.SecretInterface
+	nodes   typed.NodeInterface
 }
 
 // NewRecords returns the records of a cluster.
 func NewRecords(client kubernetes.Interface) *Records {
-	return &Records{client.CoreV1().Secrets(metav1.NamespaceSystem)}
+	return &Records{client.CoreV1().Secrets(metav1.NamespaceSystem), client.CoreV1().Nodes()}
 }
 
 const (
@@ -105,7 +107,44 @@ func (r *Records) Claim(ctx context.Context, node string, key []byte, replace bo
 		return ErrTaken
 	}
 	kept.Data = s.Data
-	_, err = r.secrets.Update(ctx, kept, metav1.UpdateOptions{FieldManager: "podo"})
+	if _, err = r.secrets.Update(ctx, kept, metav1.UpdateOptions{FieldManager: "podo"}); err != nil {
+		return err
+	}
+	return r.doubt(ctx, node)
+}
+
+// ClaimServer gives a node's name to a server. Who holds the secrets of all servers needs
+// no identity besides, so only a machine that is at work keeps its name against one: a
+// *Refusal says so.
+func (r *Records) ClaimServer(ctx context.Context, node string, key []byte, atWork func(context.Context, string) (bool, error)) error {
+	err := r.Claim(ctx, node, key, false)
+	if !errors.Is(err, ErrTaken) {
+		return err
+	}
+	busy, err := atWork(ctx, node)
+	if err != nil {
+		return err
+	}
+	if busy {
+		return refuse(NameTaken, "the name %s belongs to another machine that is at work: give this one another with --node-name; or, if this is that machine and was rebuilt, try again in a minute", node)
+	}
+	return r.Claim(ctx, node, key, true)
+}
+
+// doubt takes back what a machine that was replaced has said of its node. A kubelet that
+// finds its node called Ready before it is says the rest ten seconds later (Kubernetes
+// 1.36).
+func (r *Records) doubt(ctx context.Context, node string) error {
+	patch, err := json.Marshal(map[string]any{"status": map[string]any{"conditions": []corev1.NodeCondition{{
+		Type: corev1.NodeReady, Status: corev1.ConditionUnknown, LastHeartbeatTime: metav1.Now(), LastTransitionTime: metav1.Now(),
+		Reason: "MachineReplaced", Message: "Another machine has taken this node's name and has not reported yet",
+	}}}})
+	if err != nil {
+		return err
+	}
+	if _, err = r.nodes.PatchStatus(ctx, node, patch); apierrors.IsNotFound(err) {
+		return nil
+	}
 	return err
 }
 

@@ -35,11 +35,12 @@ var ErrStarting = errors.New("the server is starting")
 // Options are what the server's half works with.
 type Options struct {
 	Cluster plan.Cluster
-	// Authorities, Tokens and Records are asked for at each request. Until they
+	// Authorities, Tokens, Records and Owners are asked for at each request. Until they
 	// are there, they return ErrStarting, and the joiner is told to come again.
 	Authorities func() (pki.Authorities, error)
 	Tokens      func() ([]token.Token, error) // that may join a node
 	Records     func() (*Records, error)
+	Owners      func() (Owners, error)
 	Servers     func(context.Context) ([]string, error)
 	// Tunnel serves a node that has shown its certificate.
 	Tunnel func(w http.ResponseWriter, r *http.Request, node string)
@@ -54,7 +55,7 @@ func Handler(o Options, next http.Handler) http.Handler {
 }
 
 func newServer(o Options) *server {
-	return &server{Options: o, kubernetes: version.Kubernetes(), limit: newLimiter(), complaints: newLimiter()}
+	return &server{Options: o, kubernetes: version.Kubernetes(), limit: newLimiter(), lookups: newLimiter(), complaints: newLimiter()}
 }
 
 func (s *server) before(next http.Handler) http.Handler {
@@ -64,19 +65,20 @@ func (s *server) before(next http.Handler) http.Handler {
 	mux.HandleFunc("POST "+PathNode, s.node)
 	mux.HandleFunc("POST "+PathPeer, s.peer)
 	mux.HandleFunc("GET "+PathTunnel, s.tunnel)
-	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+	return s.held(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if r.URL.Path == PathPing || r.URL.Path == PathCAs || strings.HasPrefix(r.URL.Path, "/v1-podo/") {
 			mux.ServeHTTP(w, r)
 			return
 		}
 		next.ServeHTTP(w, r)
-	})
+	}))
 }
 
 type server struct {
 	Options
 	kubernetes string
 	limit      *limiter
+	lookups    *limiter // of owners that are not known yet
 	complaints *limiter // of log lines
 }
 
@@ -189,7 +191,7 @@ func (s *server) admit(w http.ResponseWriter, r *http.Request) (*Membership, err
 	if err := s.authorise(r, q.Name, key); err != nil {
 		return nil, err
 	}
-	return s.sign(r.Context(), q, keys, cas)
+	return s.sign(r.Context(), q, holder(key), keys, cas)
 }
 
 // identity is the public key that the joiner proved to hold in the TLS handshake.
@@ -211,7 +213,7 @@ func nameable(name string) *Refusal {
 			len(name), validation.DNS1123LabelMaxLength)
 	}
 	if problems := validation.IsDNS1123Subdomain(name); len(problems) > 0 {
-		return refuse(BadRequest, "node-name: %q cannot name a node: %s; give another with --node-name", name, problems[0])
+		return refuse(BadRequest, "node-name: %s cannot name a node: %s; give another with --node-name", clip(name), problems[0])
 	}
 	return nil
 }
@@ -224,7 +226,7 @@ func (s *server) read(w http.ResponseWriter, r *http.Request) (Request, map[stri
 	}
 	var q Request
 	if err := json.Unmarshal(text, &q); err != nil {
-		return Request{}, nil, refuse(BadRequest, "request: %v", err)
+		return Request{}, nil, refuse(BadRequest, "request: %s", clip(err.Error()))
 	}
 	if no := nameable(q.Name); no != nil {
 		return Request{}, nil, no
@@ -332,7 +334,7 @@ func (s *server) credential(r *http.Request, records *Records) (*Bootstrap, erro
 	return &b, nil
 }
 
-func (s *server) sign(ctx context.Context, q Request, keys map[string]crypto.PublicKey, cas pki.Authorities) (*Membership, error) {
+func (s *server) sign(ctx context.Context, q Request, holder string, keys map[string]crypto.PublicKey, cas pki.Authorities) (*Membership, error) {
 	servers, err := s.Servers(ctx)
 	if err != nil {
 		return nil, err
@@ -348,6 +350,7 @@ func (s *server) sign(ctx context.Context, q Request, keys map[string]crypto.Pub
 		m.CAs[name] = cas[name].PEM
 	}
 	for _, l := range pki.NodeTable(pki.Names{Node: q.Name, NodeIPs: q.Addresses}) {
+		l.Holder = holder
 		if m.Certificates[l.Name], err = cas[l.CA].Sign(l, keys[l.Name], s.Now()); err != nil {
 			return nil, err
 		}

@@ -50,8 +50,8 @@ func NewHub(mode Mode, owner Owner, log *slog.Logger) *Hub {
 	return &Hub{mode: mode, owner: owner, log: log, silence: silence, nodes: map[string][]*yamux.Session{}}
 }
 
-// Accept serves a request for [Path] from a caller who has proved to be node. It
-// returns when the tunnel has ended. The newest tunnel of a node takes all new
+// Accept serves a request for [Path] from a caller who has proved to be node, until the
+// tunnel or the request's context ends. The newest tunnel of a node takes all new
 // connections; older ones keep theirs until the node closes them.
 func (h *Hub) Accept(w http.ResponseWriter, r *http.Request, node string) {
 	if h.mode == ModeDisabled {
@@ -69,12 +69,12 @@ func (h *Hub) Accept(w http.ResponseWriter, r *http.Request, node string) {
 		http.Error(w, err.Error(), http.StatusInternalServerError)
 		return
 	}
-	if err := h.serve(conn, buf.Reader, node); err != nil {
+	if err := h.serve(r.Context(), conn, buf.Reader, node); err != nil {
 		h.log.Debug("tunnel refused", "component", "egress", "node", node, "err", err)
 	}
 }
 
-func (h *Hub) serve(conn net.Conn, early *bufio.Reader, node string) error {
+func (h *Hub) serve(ctx context.Context, conn net.Conn, early *bufio.Reader, node string) error {
 	l := &link{conn, io.MultiReader(io.LimitReader(early, int64(early.Buffered())), conn), h.silence}
 	defer l.Close()
 	_ = conn.SetDeadline(time.Now().Add(handshake))
@@ -94,6 +94,7 @@ func (h *Hub) serve(conn net.Conn, early *bufio.Reader, node string) error {
 	if !h.add(node, mux) {
 		return net.ErrClosed
 	}
+	defer context.AfterFunc(ctx, func() { _ = mux.Close() })()
 	h.log.Info("tunnel open", "component", "egress", "node", node, "addr", conn.RemoteAddr().String())
 	<-mux.CloseChan()
 	h.drop(node, mux)

@@ -501,7 +501,7 @@ func TestBigTransferLeavesRoom(t *testing.T) {
 	addr := listenTCP(t, "127.0.0.1:0", func(c *net.TCPConn) {
 		br := bufioReader(c)
 		if _, err := http.ReadRequest(br); err == nil {
-			h.serve(c, br, "n1")
+			h.serve(t.Context(), c, br, "n1")
 		}
 	})
 	t.Cleanup(h.close)
@@ -605,7 +605,7 @@ func TestRefusesWhatIsNoTunnel(t *testing.T) {
 func TestANodeOpensNoStreams(t *testing.T) {
 	h := NewHub(ModeAgent, nil, quiet())
 	near, away := net.Pipe()
-	go h.serve(near, bufioReader(near), "n1")
+	go h.serve(t.Context(), near, bufioReader(near), "n1")
 	l := accepted(t, away)
 	mux, err := yamux.Server(l, settings(quiet()))
 	if err != nil {
@@ -630,7 +630,7 @@ func TestSilenceEndsATunnel(t *testing.T) {
 		h.silence = short
 		near, away := net.Pipe()
 		done := make(chan error, 1)
-		go func() { done <- h.serve(near, bufioReader(near), "n1") }()
+		go func() { done <- h.serve(t.Context(), near, bufioReader(near), "n1") }()
 		accepted(t, away)
 		go mute(away)
 		select {
@@ -677,7 +677,7 @@ func TestAnIdleTunnelStays(t *testing.T) {
 		go func() {
 			br := bufioReader(away)
 			if _, err := http.ReadRequest(br); err == nil {
-				h.serve(away, br, "n1")
+				h.serve(t.Context(), away, br, "n1")
 			}
 		}()
 		return near, nil
