@@ -23,7 +23,6 @@ import (
 	_ "github.com/flannel-io/flannel/pkg/backend/wireguard"
 	"github.com/flannel-io/flannel/pkg/subnet/kube"
 	corev1 "k8s.io/api/core/v1"
-	"k8s.io/client-go/kubernetes"
 
 	"github.com/podo-dev/podo/pkg/atomicfile"
 	"github.com/podo-dev/podo/pkg/kubeconfig"
@@ -127,11 +126,7 @@ func (o *Overlay) reached(ctx context.Context) bool {
 
 // podCIDRs waits until the cluster has given this node addresses for its pods.
 func (o *Overlay) podCIDRs(ctx context.Context) ([]netip.Prefix, error) {
-	rc, err := kubeconfig.Client(o.plan.Paths.AgentKubeconfig("kubelet"), o.dial)
-	if err != nil {
-		return nil, err
-	}
-	client, err := kubernetes.NewForConfig(rc)
+	client, err := kubeconfig.Clientset(o.plan.Paths.AgentKubeconfig("kubelet"), o.dial)
 	if err != nil {
 		return nil, err
 	}

@@ -1,0 +1,294 @@
+package netpol
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"hash/crc32"
+	"net"
+	"net/netip"
+	"os"
+	"runtime"
+	"testing"
+	"time"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+	"k8s.io/apimachinery/pkg/labels"
+	"sigs.k8s.io/knftables"
+
+	"github.com/podo-dev/podo/pkg/machine"
+)
+
+// room makes a network namespace.
+func room(t *testing.T) *os.File {
+	t.Helper()
+	type made struct {
+		ns  *os.File
+		err error
+	}
+	done := make(chan made)
+	go func() {
+		runtime.LockOSThread() // for good: the thread is not fit for anything else
+		if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
+			done <- made{nil, err}
+			return
+		}
+		ns, err := os.Open("/proc/thread-self/ns/net")
+		done <- made{ns, err}
+	}()
+	m := <-done
+	if m.err != nil {
+		t.Fatal(m.err)
+	}
+	t.Cleanup(func() { m.ns.Close() })
+	return m.ns
+}
+
+// within calls f in a namespace and ends the test if it fails.
+func within(t *testing.T, ns *os.File, f func() error) {
+	t.Helper()
+	if err := machine.In(ns, f); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// up gives a link addresses and sets it up.
+func up(name string, addrs ...string) error {
+	link, err := netlink.LinkByName(name)
+	if err != nil {
+		return err
+	}
+	for _, text := range addrs {
+		a, err := netlink.ParseAddr(text)
+		if err != nil {
+			return err
+		}
+		a.Flags = unix.IFA_F_NODAD
+		if err := netlink.AddrAdd(link, a); err != nil {
+			return err
+		}
+	}
+	return netlink.LinkSetUp(link)
+}
+
+// node makes a node with pods a, b and c of namespace x on its bridge.
+func node(t *testing.T) (at *os.File, pods map[string]*os.File, c cluster) {
+	t.Helper()
+	if os.Geteuid() != 0 {
+		skip(t, "needs root to make network namespaces")
+	}
+	program(t)
+	if !bridgeFiltered() {
+		skip(t, "needs br_netfilter")
+	}
+	at = room(t)
+	within(t, at, func() error {
+		if err := netlink.LinkAdd(&netlink.Bridge{LinkAttrs: netlink.LinkAttrs{Name: "cni0"}}); err != nil {
+			return err
+		}
+		return errors.Join(up("lo"), up("cni0", "10.42.0.1/24", "fd42::1/64"), os.WriteFile("/proc/sys/net/ipv4/ip_forward", []byte("1"), 0o644))
+	})
+	pods = map[string]*os.File{}
+	c.Namespaces = map[string]labels.Set{"x": {}}
+	for i, name := range []string{"a", "b", "c"} {
+		pods[name] = room(t)
+		within(t, at, func() error {
+			veth := &netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: "veth" + name}, PeerName: "eth0", PeerNamespace: netlink.NsFd(pods[name].Fd())}
+			if err := netlink.LinkAdd(veth); err != nil {
+				return err
+			}
+			bridge, err := netlink.LinkByName("cni0")
+			if err != nil {
+				return err
+			}
+			return errors.Join(netlink.LinkSetMaster(veth, bridge), netlink.LinkSetHairpin(veth, true), up(veth.Name))
+		})
+		v4, v6 := fmt.Sprintf("10.42.0.%d", i+2), fmt.Sprintf("fd42::%d", i+2)
+		within(t, pods[name], func() error { return errors.Join(up("lo"), up("eth0", v4+"/24", v6+"/64")) })
+		c.Pods = append(c.Pods, pod{Namespace: "x", Name: name, UID: name, Labels: labels.Set{"pod": name}, Addrs: []netip.Addr{netip.MustParseAddr(v4), netip.MustParseAddr(v6)}})
+	}
+	return at, pods, c
+}
+
+// TestPackets has a kernel filter what pods on one bridge send each other: TCP over
+// both families, SCTP, link-local, broadcast, and what a pod that is not known sends.
+func TestPackets(t *testing.T) {
+	at, pods, c := node(t)
+	for _, p := range pods {
+		within(t, p, func() error {
+			for _, listen := range []string{"0.0.0.0:80", "[::]:81"} {
+				l, err := net.Listen("tcp", listen)
+				if err != nil {
+					return err
+				}
+				t.Cleanup(func() { l.Close() })
+			}
+			return nil
+		})
+	}
+	var last *ruleset
+	enforce := func(own []pod, policies string) {
+		t.Helper()
+		c.Policies = nil
+		if policies != "" {
+			c.Policies = objects(t, policies).Policies
+		}
+		next := compile(c, own, place{"cni0", ranges(t)}, false)
+		within(t, at, func() error {
+			nft, err := knftables.New(knftables.InetFamily, Table)
+			if err != nil {
+				return err
+			}
+			return nft.Run(t.Context(), next.transaction(nft, last))
+		})
+		last = next
+	}
+	expect := func(what string, want bool, from, target string) {
+		t.Helper()
+		var err error
+		for range 2 { // the first packet of all may have to wait for a neighbour
+			err = machine.In(pods[from], func() error {
+				conn, err := net.DialTimeout("tcp", target, 300*time.Millisecond)
+				if err == nil {
+					conn.Close()
+				}
+				return err
+			})
+			if err == nil {
+				break
+			}
+		}
+		if got := err == nil; got != want {
+			t.Errorf("%s: %s to %s passes: %t, want %t (%v)", what, from, target, got, want, err)
+		}
+	}
+	const deny = "apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {namespace: x, name: p}\nspec: "
+	local := linkLocal(t, pods["a"])
+
+	enforce(c.Pods, "")
+	expect("no policy", true, "b", "10.42.0.2:80")
+	expect("no policy", true, "b", "[fd42::2]:81")
+	expect("no policy", true, "b", local)
+	for what, p := range map[string]packet{"broadcast": loud(10, 42, 0, 255), "multicast": loud(224, 0, 0, 1), "SCTP": sctp(7)} {
+		if !hears(t, pods["b"], pods["a"], p) {
+			t.Errorf("no policy: %s is not heard", what)
+		}
+	}
+
+	enforce(c.Pods, deny+`{podSelector: {matchLabels: {pod: a}}}`)
+	expect("denied", false, "b", "10.42.0.2:80")
+	expect("denied", false, "b", "[fd42::2]:81")
+	expect("denied", false, "b", local)
+	expect("not denied", true, "b", "10.42.0.4:80")
+	expect("not denied", true, "b", "[fd42::4]:81")
+	expect("out of the denied", true, "a", "10.42.0.3:80")
+	expect("to itself", true, "a", "10.42.0.2:80")
+	for what, p := range map[string]packet{"broadcast": loud(10, 42, 0, 255), "multicast": loud(224, 0, 0, 1), "SCTP": sctp(7)} {
+		if hears(t, pods["b"], pods["a"], p) {
+			t.Errorf("denied: %s is heard", what)
+		}
+	}
+
+	enforce(c.Pods, deny+`{podSelector: {matchLabels: {pod: a}}, ingress: [{from: [{podSelector: {matchLabels: {pod: b}}}], ports: [{port: 7, protocol: SCTP}, {port: 70, endPort: 90}]}]}`)
+	expect("a range of ports", true, "b", "10.42.0.2:80")
+	expect("a range of ports", true, "b", "[fd42::2]:81")
+	expect("another pod", false, "c", "10.42.0.2:80")
+	if !hears(t, pods["b"], pods["a"], sctp(7)) || hears(t, pods["b"], pods["a"], sctp(80)) || hears(t, pods["c"], pods["a"], sctp(7)) {
+		t.Error("SCTP is not as the policy says")
+	}
+
+	enforce(c.Pods[:2], deny+`{podSelector: {matchLabels: {pod: a}}, ingress: [{}]}`)
+	expect("known", true, "b", "10.42.0.2:80")
+	expect("from one that is not known", false, "c", "10.42.0.3:80")
+	expect("to one that is not known", false, "b", "10.42.0.4:80")
+	expect("to one that is not known", false, "b", "[fd42::4]:81")
+	within(t, at, func() error { // the node itself
+		conn, err := net.DialTimeout("tcp", "10.42.0.4:80", time.Second)
+		if err == nil {
+			conn.Close()
+		}
+		return err
+	})
+}
+
+// linkLocal is where a pod listens for those on its link.
+func linkLocal(t *testing.T, p *os.File) (at string) {
+	t.Helper()
+	within(t, p, func() error {
+		link, err := netlink.LinkByName("eth0")
+		if err != nil {
+			return err
+		}
+		for range 50 {
+			all, err := netlink.AddrList(link, netlink.FAMILY_V6)
+			if err != nil {
+				return err
+			}
+			for _, a := range all {
+				if a.IP.IsLinkLocalUnicast() && a.Flags&unix.IFA_F_TENTATIVE == 0 {
+					at = "[" + a.IP.String() + "%eth0]:81"
+					return nil
+				}
+			}
+			time.Sleep(100 * time.Millisecond)
+		}
+		return errors.New("no link-local address")
+	})
+	return at
+}
+
+// A packet that pod a may hear: a protocol's, to an address.
+type packet struct {
+	protocol int
+	to       [4]byte
+	body     []byte
+}
+
+// loud is an empty datagram to many.
+func loud(to ...byte) packet {
+	return packet{unix.IPPROTO_UDP, [4]byte(to), []byte{0, 99, 0, 99, 0, 8, 0, 0}}
+}
+
+// sctp asks a, at 10.42.0.2, for an association.
+func sctp(port uint16) packet {
+	b := make([]byte, 32)
+	binary.BigEndian.PutUint16(b, 9999)
+	binary.BigEndian.PutUint16(b[2:], port)
+	b[12] = 1 // INIT, of 20 bytes
+	binary.BigEndian.PutUint16(b[14:], 20)
+	binary.BigEndian.PutUint32(b[16:], 1)       // tag
+	binary.BigEndian.PutUint32(b[20:], 1<<16)   // window
+	binary.BigEndian.PutUint32(b[24:], 1<<16|1) // streams
+	binary.LittleEndian.PutUint32(b[8:], crc32.Checksum(b, crc32.MakeTable(crc32.Castagnoli)))
+	return packet{unix.IPPROTO_SCTP, [4]byte{10, 42, 0, 2}, b}
+}
+
+// hears reports whether a packet from one pod comes to another.
+func hears(t *testing.T, from, to *os.File, p packet) bool {
+	t.Helper()
+	var listener int
+	within(t, to, func() (err error) {
+		listener, err = unix.Socket(unix.AF_INET, unix.SOCK_RAW, p.protocol)
+		return err
+	})
+	defer unix.Close(listener)
+	patience := unix.NsecToTimeval(int64(300 * time.Millisecond))
+	if err := unix.SetsockoptTimeval(listener, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &patience); err != nil {
+		t.Fatal(err)
+	}
+	within(t, from, func() error {
+		s, err := unix.Socket(unix.AF_INET, unix.SOCK_RAW, p.protocol)
+		if err != nil {
+			return err
+		}
+		defer unix.Close(s)
+		return errors.Join(unix.SetsockoptInt(s, unix.SOL_SOCKET, unix.SO_BROADCAST, 1), unix.BindToDevice(s, "eth0"),
+			unix.Sendto(s, p.body, 0, &unix.SockaddrInet4{Addr: p.to}))
+	})
+	_, _, err := unix.Recvfrom(listener, make([]byte, 100), 0)
+	if err != nil && !errors.Is(err, unix.EAGAIN) {
+		t.Fatal(err)
+	}
+	return err == nil
+}
