@@ -35,6 +35,7 @@ func Prepare(gates map[string]bool, exit func(code int)) (stopping func(), err e
 	}
 	// The API server's own clients must not log the warnings it sends them.
 	rest.SetDefaultWarningHandler(rest.NoWarnings{})
+	calmQueues()
 
 	// Upstream calls klog.Fatal when a start-up hook meets a cancelled context.
 	// While stopping, that must end its goroutine, not everybody's orderly stop.

@@ -99,15 +99,17 @@ func TestFlags(t *testing.T) {
 	doors, log := gate.New(), slog.New(slog.DiscardHandler)
 	t.Run("apiserver", func(t *testing.T) {
 		golden(t, "apiserver", func(p plan.Plan) ([]string, error) {
-			set, err := apiserver.Args(p.Server.APIServer)
-			return flags(set, err, func() (*apiserver.Server, error) { return apiserver.New(p.Server.APIServer, nil, doors, log) })
+			set, err := apiserver.Args(*p.Server.APIServer)
+			return flags(set, err, func() (*apiserver.Server, error) {
+				return apiserver.New(*p.Server.APIServer, apiserver.Hooks{}, doors, log)
+			})
 		})
 	})
 	t.Run("controllermanager", func(t *testing.T) {
 		golden(t, "controllermanager", func(p plan.Plan) ([]string, error) {
-			set, err := controllermanager.Args(p.Server.ControllerManager)
+			set, err := controllermanager.Args(*p.Server.ControllerManager)
 			return flags(set, err, func() (*controllermanager.Manager, error) {
-				return controllermanager.New(p.Server.ControllerManager, doors, log)
+				return controllermanager.New(*p.Server.ControllerManager, doors, log)
 			})
 		})
 	})
@@ -247,6 +249,7 @@ func TestKubeletFiles(t *testing.T) {
 		"no YAML":           "config=" + write("no.yaml", "{"),
 		"empty file":        "config=" + write("empty.yaml", ""),
 		"unknown setting":   "config=" + write("unknown.yaml", head+"maxPodz: 1\n"),
+		"unknown gate":      "config=" + write("gate.yaml", head+"featureGates: {NoSuchGate: true}\n"),
 		"something else":    "config=" + write("else.yaml", "apiVersion: v1\nkind: ConfigMap\n"),
 		"impossible values": "config=" + write("bad.yaml", head+"maxPods: -1\n"),
 	} {

@@ -14,7 +14,7 @@ func Args(p plan.APIServer) (args.Set, error) {
 	f := p.Paths
 	serving, kubelet, proxy := f.ServerLeaf("kube-apiserver"), f.ServerLeaf("kube-apiserver-kubelet"), f.ServerLeaf("front-proxy")
 	ours := args.Set{
-		"etcd-servers":                       {p.Storage},
+		"etcd-servers":                       {strings.Join(p.Storage.URLs, ",")},
 		"storage-media-type":                 {"application/vnd.kubernetes.protobuf"},
 		"bind-address":                       {p.Bind.String()},
 		"secure-port":                        {strconv.Itoa(p.Port)},
@@ -51,8 +51,19 @@ func Args(p plan.APIServer) (args.Set, error) {
 		// ten seconds is most of what an idle disk would see.
 		"endpoint-reconciler-type": {"master-count"},
 	}
+	for name, file := range map[string]string{"etcd-cafile": p.Storage.CA, "etcd-certfile": p.Storage.Files.Cert, "etcd-keyfile": p.Storage.Files.Key} {
+		if file != "" {
+			ours[name] = []string{file}
+		}
+	}
 	if p.Several {
 		ours["endpoint-reconciler-type"] = []string{"lease"}
+	}
+	if p.Storage.CA != "" {
+		ours["etcd-cafile"] = []string{p.Storage.CA}
+	}
+	if p.Storage.Files.Cert != "" {
+		ours["etcd-certfile"], ours["etcd-keyfile"] = []string{p.Storage.Files.Cert}, []string{p.Storage.Files.Key}
 	}
 	if p.EgressConfig != "" {
 		ours["egress-selector-config-file"] = []string{p.EgressConfig}
@@ -65,6 +76,9 @@ func Args(p plan.APIServer) (args.Set, error) {
 	}
 	return ours.Merge("kube-apiserver-arg", p.Args, args.Deny(map[string]string{
 		"etcd-servers":                     "use --datastore-endpoint",
+		"etcd-cafile":                      "use --datastore-cafile",
+		"etcd-certfile":                    "use --datastore-certfile",
+		"etcd-keyfile":                     "use --datastore-keyfile",
 		"egress-selector-config-file":      "use --egress-selector-mode",
 		"secure-port":                      "use --https-listen-port",
 		"bind-address":                     "use --bind-address",

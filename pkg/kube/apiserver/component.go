@@ -9,16 +9,22 @@ package apiserver
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"net/http"
 	"os"
 	"path/filepath"
 	"time"
 
+	apiextensions "k8s.io/apiextensions-apiserver/pkg/apiserver"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apiserver/pkg/endpoints/openapi"
 	genericapiserver "k8s.io/apiserver/pkg/server"
 	"k8s.io/client-go/rest"
+	aggregator "k8s.io/kube-aggregator/pkg/apiserver/scheme"
 	"k8s.io/kubernetes/cmd/kube-apiserver/app"
 	"k8s.io/kubernetes/cmd/kube-apiserver/app/options"
+	"k8s.io/kubernetes/pkg/api/legacyscheme"
 	rbacrest "k8s.io/kubernetes/pkg/registry/rbac/rest"
 	schedulingrest "k8s.io/kubernetes/pkg/registry/scheduling/rest"
 
@@ -33,15 +39,34 @@ import (
 type Server struct {
 	plan    plan.APIServer
 	options *options.ServerRunOptions
-	front   func(http.Handler) http.Handler
+	hooks   Hooks
 	gate    *gate.Gate
 	log     *slog.Logger
 }
 
+// Hooks are what podo adds to kube-apiserver. Each may be nil.
+type Hooks struct {
+	// Front serves every request of the port, before any of Kubernetes' own checks.
+	Front func(http.Handler) http.Handler
+	// Extra is served besides Kubernetes' own API groups.
+	Extra Group
+	// Settle runs once the API answers, and before anything of this process may use it.
+	// Its error ends the server.
+	Settle func(context.Context, *rest.Config) error
+}
+
+// A Group is an API group beside Kubernetes' own. It needs an APIService that names no
+// Service.
+type Group interface {
+	// AddToScheme makes the group's kinds known to what describes the API.
+	AddToScheme(*runtime.Scheme) error
+	// Install makes the group part of a server that does not serve yet.
+	Install(*genericapiserver.GenericAPIServer) error
+}
+
 // New checks the flags of p. Nothing runs until Run, which opens g once the API
-// is ready and closes it when told to stop. What front returns serves every request
-// of the port, before any of Kubernetes' own checks.
-func New(p plan.APIServer, front func(http.Handler) http.Handler, g *gate.Gate, log *slog.Logger) (*Server, error) {
+// is ready and closes it when told to stop.
+func New(p plan.APIServer, hooks Hooks, g *gate.Gate, log *slog.Logger) (*Server, error) {
 	set, err := Args(p)
 	if err != nil {
 		return nil, err
@@ -50,7 +75,11 @@ func New(p plan.APIServer, front func(http.Handler) http.Handler, g *gate.Gate, 
 	if err := kube.Parse("kube-apiserver-arg", o.Flags(), set.Flags()); err != nil {
 		return nil, err
 	}
-	return &Server{plan: p, options: o, front: front, gate: g, log: log}, nil
+	// What else Kubernetes validates needs files that the start has yet to write.
+	if errs := o.APIEnablement.Validate(legacyscheme.Scheme, apiextensions.Scheme, aggregator.Scheme); len(errs) > 0 {
+		return nil, fmt.Errorf("kube-apiserver-arg: runtime-config: %w", errors.Join(errs...))
+	}
+	return &Server{plan: p, options: o, hooks: hooks, gate: g, log: log}, nil
 }
 
 // Name is the component's name.
@@ -62,7 +91,7 @@ func (s *Server) Run(ctx context.Context, ready func()) error {
 	if err := writeAuthentication(s.plan.Paths); err != nil {
 		return err
 	}
-	port, err := listen(ctx, s.plan.Bind, s.plan.Port)
+	port, err := Listen(ctx, s.plan.Bind, s.plan.Port)
 	if err != nil {
 		return err
 	}
@@ -81,11 +110,18 @@ func (s *Server) Run(ctx context.Context, ready func()) error {
 	}
 	generic := config.KubeAPIs.ControlPlane.Generic
 	generic.DisabledPostStartHooks.Insert(rbacrest.PostStartHookName, schedulingrest.PostStartHookName)
+	if s.hooks.Extra != nil {
+		if err := describe(generic, s.hooks.Extra); err != nil {
+			return err
+		}
+	}
 	// The aggregator is the outermost of the chained servers.
-	outer := config.Aggregator.GenericConfig
-	chainFor := outer.BuildHandlerChainFunc
-	outer.BuildHandlerChainFunc = func(api http.Handler, c *genericapiserver.Config) http.Handler {
-		return s.front(chainFor(api, c))
+	if s.hooks.Front != nil {
+		outer := config.Aggregator.GenericConfig
+		chainFor := outer.BuildHandlerChainFunc
+		outer.BuildHandlerChainFunc = func(api http.Handler, c *genericapiserver.Config) http.Handler {
+			return s.hooks.Front(chainFor(api, c))
+		}
 	}
 	done, err := config.Complete()
 	if err != nil {
@@ -94,6 +130,16 @@ func (s *Server) Run(ctx context.Context, ready func()) error {
 	chain, err := app.CreateServerChain(done)
 	if err != nil {
 		return err
+	}
+	if s.hooks.Extra != nil {
+		// The aggregator delegates what no Service answers to Kubernetes' own APIs.
+		kubernetes, ok := chain.GenericAPIServer.NextDelegate().(*genericapiserver.GenericAPIServer)
+		if !ok {
+			return errors.New("kube-apiserver is not built as it was: no server behind the aggregator")
+		}
+		if err := s.hooks.Extra.Install(kubernetes); err != nil {
+			return err
+		}
 	}
 	loopback := rest.CopyConfig(chain.GenericAPIServer.LoopbackClientConfig)
 	loopback.QPS = -1
@@ -106,7 +152,14 @@ func (s *Server) Run(ctx context.Context, ready func()) error {
 	if err != nil {
 		return err
 	}
-	go s.announce(ctx, loopback, ready)
+	serving, fail := context.WithCancelCause(ctx)
+	defer fail(nil)
+	go func() {
+		if err := s.announce(serving, loopback, ready); err != nil {
+			fail(err)
+			time.AfterFunc(goodbye, port.Cut)
+		}
+	}()
 	defer s.gate.Close()
 	// Our own clients go first, since some never end by themselves; then, after a
 	// moment for what is in flight, everybody else.
@@ -114,16 +167,44 @@ func (s *Server) Run(ctx context.Context, ready func()) error {
 		s.gate.Close()
 		time.AfterFunc(goodbye, port.Cut)
 	})()
-	return prepared.Run(ctx)
+	err = prepared.Run(serving)
+	if ctx.Err() == nil && serving.Err() != nil {
+		return context.Cause(serving)
+	}
+	return err
 }
 
+// describe lets the OpenAPI documents say of which kinds the types of g are, which is
+// what clients look for in them.
+func describe(c *genericapiserver.Config, g Group) error {
+	own := runtime.NewScheme()
+	if err := g.AddToScheme(own); err != nil {
+		return err
+	}
+	names := openapi.NewDefinitionNamer(legacyscheme.Scheme, apiextensions.Scheme, aggregator.Scheme, own)
+	c.OpenAPIConfig.GetDefinitionName = names.GetDefinitionName
+	c.OpenAPIV3Config.GetDefinitionName = names.GetDefinitionName
+	return nil
+}
+
+// goodbye is how long requests in flight may take once the server is told to stop.
+// Watches of pods and people never end by themselves, and upstream would wait a
+// minute for them.
+const goodbye = time.Second
+
 // announce opens the gate once the API is ready.
-func (s *Server) announce(ctx context.Context, loopback *rest.Config, ready func()) {
+func (s *Server) announce(ctx context.Context, loopback *rest.Config, ready func()) error {
 	if err := waitReady(ctx, loopback); err != nil {
-		return // only a cancelled context ends the wait
+		return nil // only a cancelled context ends the wait
+	}
+	if s.hooks.Settle != nil {
+		if err := s.hooks.Settle(ctx, loopback); err != nil || ctx.Err() != nil {
+			return err
+		}
 	}
 	s.gate.Open()
 	ready()
+	return nil
 }
 
 // Anonymous requests may ask whether the server lives, and nothing else.

@@ -7,25 +7,19 @@ import (
 	"net"
 	"net/netip"
 	"syscall"
-	"time"
 
 	"github.com/podo-dev/podo/pkg/gate"
 )
 
-// goodbye is how long requests in flight may take once the server is told to stop.
-// Watches of pods and people never end by themselves, and upstream would wait a
-// minute for them.
-const goodbye = time.Second
-
-// listener remembers the connections that it accepted, so that they can be cut.
-type listener struct {
+// A Listener remembers the connections that it accepted, so that they can be cut.
+type Listener struct {
 	net.Listener
 	gate.Conns
 }
 
-// listen opens the port before the server is built: clients that come early wait
-// in the handshake instead of being refused.
-func listen(ctx context.Context, addr netip.Addr, port int) (*listener, error) {
+// Listen opens the port of a server, before anything is built that serves it: clients
+// that come early wait in the handshake instead of being refused.
+func Listen(ctx context.Context, addr netip.Addr, port int) (*Listener, error) {
 	var lc net.ListenConfig
 	at := netip.AddrPortFrom(addr, uint16(port)).String()
 	l, err := lc.Listen(ctx, "tcp", at)
@@ -35,10 +29,11 @@ func listen(ctx context.Context, addr netip.Addr, port int) (*listener, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%w; free the port or choose another with --https-listen-port", err)
 	}
-	return &listener{Listener: l}, nil
+	return &Listener{Listener: l}, nil
 }
 
-func (l *listener) Accept() (net.Conn, error) {
+// Accept waits for a connection.
+func (l *Listener) Accept() (net.Conn, error) {
 	c, err := l.Listener.Accept()
 	if err != nil {
 		return nil, err

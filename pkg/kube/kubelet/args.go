@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"io"
 	"strings"
+	"time"
 
 	"github.com/spf13/pflag"
 	corev1 "k8s.io/api/core/v1"
@@ -21,23 +22,26 @@ import (
 // denied are the kubelet flags that a user may not set, and what to do instead.
 func denied() map[string]string {
 	return map[string]string{
-		"kubeconfig":                 "its credentials are made by podo",
-		"bootstrap-kubeconfig":       "its credentials are made by podo",
-		"container-runtime-endpoint": "the container engine is podo's own",
-		"hostname-override":          "use --node-name",
-		"node-ip":                    "use --node-ip",
-		"cluster-dns":                "use --cluster-dns",
-		"cluster-domain":             "use --cluster-domain",
-		"resolv-conf":                "use --resolv-conf",
-		"node-labels":                "use --node-label",
-		"register-with-taints":       "use --node-taint",
-		"tls-cert-file":              "its certificate is made by podo",
-		"tls-private-key-file":       "its certificate is made by podo",
-		"client-ca-file":             "the cluster's CAs are made by podo",
-		"protect-kernel-defaults":    "use --protect-kernel-defaults",
-		"cgroup-driver":              "it follows the host's init system",
-		"rotate-server-certificates": "podo renews its certificates",
-		"rotate-certificates":        "podo renews its certificates",
+		"kubeconfig":                        "its credentials are made by podo",
+		"bootstrap-kubeconfig":              "its credentials are made by podo",
+		"container-runtime-endpoint":        "the container engine is podo's own",
+		"hostname-override":                 "use --node-name",
+		"node-ip":                           "use --node-ip",
+		"cluster-dns":                       "use --cluster-dns",
+		"cluster-domain":                    "use --cluster-domain",
+		"resolv-conf":                       "use --resolv-conf",
+		"image-credential-provider-bin-dir": "use --image-credential-provider-bin-dir",
+		"image-credential-provider-config":  "use --image-credential-provider-config",
+		"node-labels":                       "use --node-label",
+		"register-with-taints":              "use --node-taint",
+		"tls-cert-file":                     "its certificate is made by podo",
+		"tls-private-key-file":              "its certificate is made by podo",
+		"client-ca-file":                    "the cluster's CAs are made by podo",
+		"protect-kernel-defaults":           "use --protect-kernel-defaults",
+		"cgroup-driver":                     "it follows the host's init system",
+		"rotate-server-certificates":        "podo renews its certificates",
+		"rotate-certificates":               "podo renews its certificates",
+		"root-dir":                          "podo kill and podo uninstall clean /var/lib/kubelet; mount the disk that is meant there",
 	}
 }
 
@@ -54,6 +58,7 @@ func flags(p plan.Kubelet) *options.KubeletFlags {
 		k, v, _ := strings.Cut(l, "=")
 		f.NodeLabels[k] = v
 	}
+	f.ImageCredentialProviderBinDir, f.ImageCredentialProviderConfigPath = p.ProviderDir, p.Providers
 	if p.ExternalCloud {
 		f.CloudProvider = "external"
 	}
@@ -91,6 +96,8 @@ func configure(c *config.KubeletConfiguration, p plan.Kubelet) error {
 	c.SerializeImagePulls = false
 	c.ProtectKernelDefaults = p.ProtectKernel
 	c.NodeLeaseDurationSeconds = p.LeaseSeconds
+	c.ShutdownGracePeriod.Duration = time.Duration(p.ShutdownWait) * time.Second
+	c.ShutdownGracePeriodCriticalPods.Duration = c.ShutdownGracePeriod.Duration / 3
 	c.EvictionHard = map[string]string{"memory.available": "100Mi", "nodefs.available": "5%", "imagefs.available": "5%", "nodefs.inodesFree": "5%", "imagefs.inodesFree": "5%"}
 	c.EvictionMinimumReclaim = map[string]string{"nodefs.available": "10%", "imagefs.available": "10%"}
 	if !p.ExternalCloud {

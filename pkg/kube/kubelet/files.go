@@ -7,8 +7,10 @@ import (
 	"os"
 	"path/filepath"
 	"sort"
+	"strings"
 
 	jsonpatch "gopkg.in/evanphx/json-patch.v4"
+	utilfeature "k8s.io/apiserver/pkg/util/feature"
 	"k8s.io/kubelet/config/v1beta1"
 	config "k8s.io/kubernetes/pkg/kubelet/apis/config"
 	conversion "k8s.io/kubernetes/pkg/kubelet/apis/config/v1beta1"
@@ -70,6 +72,10 @@ func mergeFiles(c *config.KubeletConfiguration, file, dir string) error {
 	result := &v1beta1.KubeletConfiguration{}
 	if err := json.Unmarshal(merged, result); err != nil {
 		return err
+	}
+	// Upstream's defaults panic on gates that there are not.
+	if err := utilfeature.DefaultMutableFeatureGate.DeepCopy().SetFromMap(result.FeatureGates); err != nil {
+		return fmt.Errorf("%s: featureGates: %w", strings.Join(files, ", "), err)
 	}
 	conversion.SetDefaults_KubeletConfiguration(result)
 	return conversion.Convert_v1beta1_KubeletConfiguration_To_config_KubeletConfiguration(result, c, nil)
