@@ -50,7 +50,7 @@ func New(p plan.Containerd, log *slog.Logger) lifecycle.Component {
 func prepare(p plan.Containerd) error {
 	f := p.Paths
 	for dir, mode := range map[string]os.FileMode{
-		f.Run: 0o711, f.ContainerdState(): 0o711, f.ContainerdRoot(): 0o711, f.CNIConfig(): 0o755, f.RegistryHosts(): 0o755,
+		f.Run: 0o711, f.ContainerdState(): 0o711, f.ContainerdRoot(): 0o711, p.CNIConfig: 0o755, f.RegistryHosts(): 0o755,
 	} {
 		if err := os.MkdirAll(dir, mode); err != nil {
 			return err

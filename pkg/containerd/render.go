@@ -3,6 +3,7 @@ package containerd
 import (
 	"bytes"
 	"fmt"
+	"strings"
 
 	"github.com/podo-dev/podo/pkg/plan"
 )
@@ -49,9 +50,12 @@ func Render(p plan.Containerd) []byte {
 	say("  netns_mounts_under_state_dir = true")
 	say("  enable_unprivileged_ports = %t", p.UnprivilegedPorts)
 	say("  enable_unprivileged_icmp = %t", p.UnprivilegedPorts)
+	// Every second, as the engine would, each container's shim is asked what it has
+	// used of the processors; the kubelet wants to know every ten.
+	say("  stats_collect_period = \"10s\"")
 	say("  [plugins.'io.containerd.cri.v1.runtime'.cni]")
-	say("    bin_dirs = [%q]", f.Bin())
-	say("    conf_dir = %q", f.CNIConfig())
+	say("    bin_dirs = [\"%s\"]", strings.Join(p.CNIPrograms, `", "`))
+	say("    conf_dir = %q", p.CNIConfig)
 	say("    use_internal_loopback = true")
 	say("  [plugins.'io.containerd.cri.v1.runtime'.containerd]")
 	say("    default_runtime_name = \"runc\"")

@@ -1,26 +1,27 @@
-// Package images brings image archives into the container engine.
+// Package images brings images into the container engine, out of it, and into registries.
 //
-// Archives come with the payload, and from a folder that people may fill. Each is
-// imported once: an image remembers the archive it came from in a label, so a
-// warm start only lists. Imported images are pinned, and thus never collected as
-// garbage, since there may be no network to get them back from.
+// The images that podo brings stay in the payload's archives until a pod asks for one: the
+// engine pulls them from a registry that reads these (Own).
+//
+// Archives of other images come from a folder that people may fill, which is watched. Each
+// is read through before any of it reaches the engine, and imported once: what became of
+// it is noted, so a warm start only lists, and an image that is lost is imported again.
+// Imported images are pinned, and thus never collected as garbage, since there may be no
+// network to get them back from.
 package images
 
 import (
 	"context"
-	"crypto/sha256"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
 	"io/fs"
 	"log/slog"
 	"os"
-	"path/filepath"
-	"slices"
-	"strings"
+	"sync"
 	"time"
 
+	eventsapi "github.com/containerd/containerd/api/services/events/v1"
 	imagesapi "github.com/containerd/containerd/api/services/images/v1"
 	streamingapi "github.com/containerd/containerd/api/services/streaming/v1"
 	transferapi "github.com/containerd/containerd/api/services/transfer/v1"
@@ -32,8 +33,9 @@ import (
 	"github.com/containerd/platforms"
 	"golang.org/x/sys/unix"
 	"google.golang.org/grpc"
-	"google.golang.org/grpc/credentials/insecure"
+	"k8s.io/client-go/kubernetes"
 
+	"github.com/podo-dev/podo/pkg/inbox"
 	"github.com/podo-dev/podo/pkg/lifecycle"
 )
 
@@ -44,52 +46,111 @@ const Namespace = "k8s.io"
 // alone by the kubelet's garbage collection.
 const (
 	pinnedLabel  = "io.cri-containerd.pinned"
+	pinned       = "pinned"
 	archiveLabel = "podo.dev/archive"
 )
 
-// Import returns a component that imports every archive of dirs and then idles.
-// A folder that does not exist holds none. An archive that cannot be read is
-// logged and left out; the others are imported. Root is the folder where the engine
-// keeps them.
-func Import(socket, snapshotter, root string, dirs []string, log *slog.Logger) lifecycle.Component {
-	return lifecycle.Task("images", func(ctx context.Context) error {
-		files, err := archives(dirs)
-		if err != nil || len(files) == 0 {
-			return err
-		}
-		conn, err := grpc.NewClient("unix://"+socket, grpc.WithTransportCredentials(insecure.NewCredentials()))
+// Sources are where a node has images from, other than registries.
+type Sources struct {
+	Folder string // that people put archives and lists into
+	Note   string // file with what became of archives
+
+	// Node is told of what is left out, by events.
+	Node   string
+	Client func() (kubernetes.Interface, error)
+}
+
+// Import returns a component that keeps the images of these sources in the engine. It is
+// ready once it has dealt with every archive that was there at the start. Nothing needs
+// to wait for that: the kubelet tries again to start a pod whose image was not there. A
+// file that cannot be used is told of, once for each change of it, and holds up no other.
+func Import(store Store, snapshotter string, from Sources, log *slog.Logger) lifecycle.Component {
+	return lifecycle.Func("images", func(ctx context.Context, ready func()) error {
+		conn, err := store.dial()
 		if err != nil {
 			return err
 		}
 		defer conn.Close()
-		e := engine{conn: conn, snapshotter: snapshotter}
-		ctx = namespaces.WithNamespace(ctx, Namespace)
-		known, err := e.imported(ctx)
-		if ctx.Err() != nil {
-			return nil // gRPC's own word for that is no context.Canceled
-		}
-		if err != nil {
-			return fmt.Errorf("list images: %w", err)
-		}
-		changed := false
-		for _, file := range files {
-			id, err := identity(file)
-			if err == nil && !slices.Contains(known, id) {
-				changed = true
-				err = e.persist(ctx, file, id)
-			}
-			if err != nil {
-				if ctx.Err() != nil {
-					return nil
+		log := log.With("component", "images")
+		t := &teller{node: from.Node, client: from.Client, log: log, queue: make(chan string, 100)}
+		e := engine{conn, snapshotter}
+		c := &crate{engine: e, root: store.Root, from: from, log: log, faults: newFaults(t.about)}
+		l := &lists{engine: e, store: store, folder: from.Folder, log: log, faults: newFaults(t.about)}
+		c.readNote()
+		archives, named := make(chan struct{}, 1), make(chan struct{}, 1)
+		changed := func() {
+			for _, ch := range []chan struct{}{archives, named} {
+				select {
+				case ch <- struct{}{}:
+				default:
 				}
-				log.Error("image archive left out", "path", file, "err", err)
 			}
 		}
-		if changed {
-			return settle(root)
-		}
+		var (
+			helpers   sync.WaitGroup
+			importing sync.Mutex
+		)
+		defer helpers.Wait()
+		ctx, end := context.WithCancel(ctx)
+		defer end()
+		helpers.Go(func() { e.losses(ctx, changed) })
+		helpers.Go(func() { inbox.Watch(ctx, from.Folder, 0o755, changed, log) })
+		helpers.Go(func() { t.run(ctx) })
+		// Registries may be slow to answer, or never do: lists keep no archive waiting. But
+		// what an archive beside a list brings need not be pulled.
+		helpers.Go(func() {
+			repeat(ctx, named, func(ctx context.Context) (time.Duration, error) {
+				wait(ctx, inbox.Settle)
+				importing.Lock()
+				//lint:ignore SA2001 only the wait is wanted
+				importing.Unlock()
+				return l.pass(ctx)
+			}, log)
+		})
+		supply := c.pass(ready)
+		repeat(ctx, archives, func(ctx context.Context) (time.Duration, error) {
+			importing.Lock()
+			defer importing.Unlock()
+			return supply(ctx)
+		}, log)
 		return nil
 	})
+}
+
+// repeat makes passes until ctx ends: whenever something changed, and after the time that
+// the last one asked for, if any.
+func repeat(ctx context.Context, changed <-chan struct{}, pass func(context.Context) (next time.Duration, err error), log *slog.Logger) {
+	ctx = namespaces.WithNamespace(ctx, Namespace)
+	for pause := time.Second; ; {
+		next, err := pass(ctx)
+		switch {
+		case ctx.Err() != nil:
+			return
+		case err != nil:
+			log.Warn("images not looked after, trying again", "in", pause, "err", err)
+			next, pause = pause, min(2*pause, 30*time.Second)
+		default:
+			pause = time.Second
+		}
+		var again <-chan time.Time
+		if next > 0 {
+			again = time.After(next)
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-again:
+		case <-changed:
+			wait(ctx, inbox.Settle/5) // changes come in swarms
+		}
+	}
+}
+
+func wait(ctx context.Context, d time.Duration) {
+	select {
+	case <-ctx.Done():
+	case <-time.After(d):
+	}
 }
 
 // settle waits until what the engine unpacked is on disk. It does not do that itself,
@@ -109,91 +170,79 @@ func settle(root string) error {
 	return nil
 }
 
-// archives lists the image archives directly in dirs, in name order.
-func archives(dirs []string) ([]string, error) {
-	var out []string
-	for _, dir := range dirs {
-		entries, err := os.ReadDir(dir)
-		if errors.Is(err, fs.ErrNotExist) {
-			continue
-		}
-		if err != nil {
-			return nil, err
-		}
-		for _, e := range entries {
-			if e.Type().IsRegular() && slices.ContainsFunc([]string{".tar", ".tar.gz", ".tgz", ".tar.zst"}, func(end string) bool {
-				return strings.HasSuffix(e.Name(), end)
-			}) {
-				out = append(out, filepath.Join(dir, e.Name()))
-			}
-		}
-	}
-	return out, nil
-}
-
-// identity is the hash of an archive's content, as a label's value may hold it.
-func identity(file string) (string, error) {
-	f, err := os.Open(file)
-	if err != nil {
-		return "", err
-	}
-	defer f.Close()
-	h := sha256.New()
-	if _, err := io.Copy(h, f); err != nil {
-		return "", err
-	}
-	return hex.EncodeToString(h.Sum(nil)), nil
-}
-
 type engine struct {
 	conn        *grpc.ClientConn
 	snapshotter string
 }
 
-// imported lists the archives that images now in the engine came from.
-func (e engine) imported(ctx context.Context) ([]string, error) {
+// images lists what the engine has, by name.
+func (e engine) images(ctx context.Context) (map[string]*imagesapi.Image, error) {
 	res, err := imagesapi.NewImagesClient(e.conn).List(ctx, &imagesapi.ListImagesRequest{})
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("list images: %w", err)
 	}
-	var out []string
+	out := map[string]*imagesapi.Image{}
 	for _, i := range res.Images {
-		if id := i.Labels[archiveLabel]; id != "" {
-			out = append(out, id)
-		}
+		out[i.Name] = i
 	}
 	return out, nil
 }
 
+// losses calls changed whenever an image leaves the engine, and when one may have.
+func (e engine) losses(ctx context.Context, changed func()) {
+	for ctx.Err() == nil {
+		s, err := eventsapi.NewEventsClient(e.conn).Subscribe(ctx, &eventsapi.SubscribeRequest{
+			Filters: []string{`topic=="/images/delete",namespace==` + Namespace},
+		}, grpc.WaitForReady(true))
+		for err == nil {
+			if _, err = s.Recv(); err == nil {
+				changed()
+			}
+		}
+		wait(ctx, time.Second)
+		changed()
+	}
+}
+
 // persist is load with a few more tries: the engine's garbage collector, at work after a
 // crash, has been seen to take a layer from under an import (containerd 2.3).
-func (e engine) persist(ctx context.Context, file, id string) error {
-	var err error
-	for pause := 100 * time.Millisecond; pause < 2*time.Second; pause *= 2 {
-		if err = e.load(ctx, file, id); err == nil {
-			return nil
-		}
-		select {
-		case <-ctx.Done():
+func (e engine) persist(ctx context.Context, f *os.File, id string) error {
+	for pause := 100 * time.Millisecond; ; pause *= 2 {
+		err := e.load(ctx, f, id)
+		if err == nil || ctx.Err() != nil || pause > time.Second {
 			return err
-		case <-time.After(pause):
+		}
+		wait(ctx, pause)
+		if _, err := f.Seek(0, io.SeekStart); err != nil {
+			return err
 		}
 	}
-	return err
 }
 
 // load imports one archive, docker's format or OCI's, compressed or not.
-func (e engine) load(ctx context.Context, file, id string) error {
-	f, err := os.Open(file)
+func (e engine) load(ctx context.Context, f io.Reader, id string) error {
+	plain, err := inflated(f)
 	if err != nil {
 		return err
 	}
-	defer f.Close()
-	labels := map[string]string{pinnedLabel: "pinned", archiveLabel: id}
-	source := archive.NewImageImportStream(f, "")
+	defer plain.Close()
+	// What sends the stream outlives a transfer that fails, and plain must not.
+	r, w := io.Pipe()
+	var feeder sync.WaitGroup
+	defer feeder.Wait()
+	defer r.Close()
+	feeder.Go(func() {
+		_, err := io.Copy(w, plain)
+		w.CloseWithError(err)
+	})
+	ctx, end := context.WithCancel(ctx)
+	defer end()
+	labels := map[string]string{pinnedLabel: pinned, archiveLabel: id}
+	source := archive.NewImageImportStream(r, "")
 	target := image.NewStore("",
 		image.WithNamedPrefix("import", true), // images take the names that the archive gives them
 		image.WithImageLabels(labels),
+		image.WithPlatforms(platforms.DefaultSpec()), // archives may name others that they leave out
 		image.WithUnpack(platforms.DefaultSpec(), e.snapshotter))
 	transfer := transferproxy.NewTransferrer(transferapi.NewTransferClient(e.conn),
 		proxy.NewStreamCreator(streamingapi.NewStreamingClient(e.conn)))

@@ -15,15 +15,21 @@ import (
 	"testing"
 	"time"
 
+	eventsapi "github.com/containerd/containerd/api/services/events/v1"
 	imagesapi "github.com/containerd/containerd/api/services/images/v1"
 	streamingapi "github.com/containerd/containerd/api/services/streaming/v1"
 	transferapi "github.com/containerd/containerd/api/services/transfer/v1"
+	apitypes "github.com/containerd/containerd/api/types"
 	transfertypes "github.com/containerd/containerd/api/types/transfer"
 	"github.com/containerd/containerd/v2/pkg/namespaces"
 	"github.com/containerd/typeurl/v2"
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/types/known/emptypb"
+	"k8s.io/client-go/kubernetes"
 
+	"github.com/podo-dev/podo/pkg/inbox"
 	"github.com/podo-dev/podo/pkg/lifecycle/lifecycletest"
 )
 
@@ -38,47 +44,53 @@ func write(t *testing.T, path, text string) string {
 	return path
 }
 
-func TestArchives(t *testing.T) {
+func TestScan(t *testing.T) {
 	dir := t.TempDir()
-	one, two := filepath.Join(dir, "one"), filepath.Join(dir, "two")
-	for _, name := range []string{"b.tar", "a.tar.gz", "c.tgz", "d.tar.zst", "notes.txt", "e.tar.part", "tar", "below/f.tar"} {
-		write(t, filepath.Join(one, name), name)
+	for _, name := range []string{"b.tar", "a.tar.gz", "c.tgz", "d.tar.zst", "g.tar.lz4", "notes.txt", "e.tar.part", "tar", ".hidden.tar", "below/f.tar"} {
+		write(t, filepath.Join(dir, name), name)
 	}
-	write(t, filepath.Join(two, "a.tar"), "x")
-	if err := os.Mkdir(filepath.Join(two, "folder.tar"), 0o755); err != nil {
+	if err := os.Mkdir(filepath.Join(dir, "folder.tar"), 0o755); err != nil {
 		t.Fatal(err)
 	}
-	got, err := archives([]string{one, filepath.Join(dir, "none"), two})
-	if err != nil {
-		t.Fatal(err)
+	for name, to := range map[string]string{"h.tar": "below/f.tar", "dangling.tar": "nowhere"} {
+		if err := os.Symlink(to, filepath.Join(dir, name)); err != nil {
+			t.Fatal(err)
+		}
 	}
-	want := []string{one + "/a.tar.gz", one + "/b.tar", one + "/c.tgz", one + "/d.tar.zst", two + "/a.tar"}
-	if !slices.Equal(got, want) {
-		t.Errorf("got  %v\nwant %v", got, want)
-	}
-	if _, err := archives([]string{write(t, filepath.Join(dir, "file"), "")}); err == nil {
-		t.Error("a file was taken for a folder")
-	}
-}
-
-func TestIdentity(t *testing.T) {
-	dir := t.TempDir()
-	a, same, other := write(t, dir+"/a.tar", "grape"), write(t, dir+"/b.tar", "grape"), write(t, dir+"/c.tar", "raisin")
-	id := func(path string) string {
-		s, err := identity(path)
+	look := func(dir string, endings ...string) (names []string, busy bool) {
+		t.Helper()
+		found, busy, err := scan(dir, endings)
 		if err != nil {
 			t.Fatal(err)
 		}
-		return s
+		for _, s := range found {
+			names = append(names, filepath.Base(s.path))
+		}
+		return names, busy
 	}
-	if id(a) != id(same) || id(a) == id(other) {
-		t.Errorf("identities %s %s %s: they must follow the content, not the name", id(a), id(same), id(other))
+	if got, busy := look(dir, archiveEndings()...); got != nil || !busy {
+		t.Errorf("%v are taken for whole a moment after they were written", got)
 	}
-	if len(archiveLabel)+len(id(a)) > 4096 { // containerd's limit for a label
-		t.Error("too long for a label")
+	time.Sleep(inbox.Settle + 50*time.Millisecond)
+	if got, busy := look(dir, archiveEndings()...); busy || !slices.Equal(got, []string{"a.tar.gz", "b.tar", "c.tgz", "d.tar.zst", "g.tar.lz4", "h.tar"}) {
+		t.Errorf("archives are %v, busy %v", got, busy)
 	}
-	if _, err := identity(filepath.Join(dir, "none")); !errors.Is(err, os.ErrNotExist) {
-		t.Errorf("err = %v, want os.ErrNotExist", err)
+	if got, _ := look(dir, listEnding); !slices.Equal(got, []string{"notes.txt"}) {
+		t.Errorf("lists are %v", got)
+	}
+	f, err := os.OpenFile(filepath.Join(dir, "b.tar"), os.O_WRONLY, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	if got, busy := look(dir, ".tar"); !busy || slices.Contains(got, "b.tar") {
+		t.Errorf("archives are %v, busy %v, while one is open to be written", got, busy)
+	}
+	if got, busy := look(filepath.Join(dir, "none"), ".tar"); got != nil || busy {
+		t.Errorf("a folder that is not there has %v", got)
+	}
+	if _, _, err := scan(filepath.Join(dir, "b.tar"), nil); err == nil {
+		t.Error("a file was taken for a folder")
 	}
 }
 
@@ -87,13 +99,56 @@ func TestIdentity(t *testing.T) {
 type engineStub struct {
 	imagesapi.UnimplementedImagesServer
 	transferapi.UnimplementedTransferServer
+	eventsapi.UnimplementedEventsServer
 
-	known []string // identities of archives
-	bad   string
+	bad string // identity of an archive
 
 	mu     sync.Mutex
+	known  []*imagesapi.Image
 	stores []*transfertypes.ImageStore
 	spaces []string
+	losses []chan struct{}
+}
+
+func (e *engineStub) add(name, id string) {
+	e.known = append(e.known, &imagesapi.Image{Name: name, Labels: map[string]string{pinnedLabel: pinned, archiveLabel: id}})
+}
+
+// archives are those that were imported.
+func (e *engineStub) archives() (ids []string) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	for _, s := range e.stores {
+		ids = append(ids, s.Labels[archiveLabel])
+	}
+	return ids
+}
+
+// lose forgets every image, and tells of it.
+func (e *engineStub) lose() {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.known = nil
+	for _, ch := range e.losses {
+		ch <- struct{}{}
+	}
+}
+
+func (e *engineStub) Subscribe(_ *eventsapi.SubscribeRequest, s eventsapi.Events_SubscribeServer) error {
+	lost := make(chan struct{}, 10)
+	e.mu.Lock()
+	e.losses = append(e.losses, lost)
+	e.mu.Unlock()
+	for {
+		select {
+		case <-s.Context().Done():
+			return s.Context().Err()
+		case <-lost:
+			if err := s.Send(&apitypes.Envelope{Topic: "/images/delete"}); err != nil {
+				return err
+			}
+		}
+	}
 }
 
 func (e *engineStub) List(ctx context.Context, _ *imagesapi.ListImagesRequest) (*imagesapi.ListImagesResponse, error) {
@@ -101,11 +156,7 @@ func (e *engineStub) List(ctx context.Context, _ *imagesapi.ListImagesRequest) (
 	defer e.mu.Unlock()
 	space, _ := namespaces.Namespace(ctx)
 	e.spaces = append(e.spaces, space)
-	res := &imagesapi.ListImagesResponse{Images: []*imagesapi.Image{{Name: "by hand"}}}
-	for _, id := range e.known {
-		res.Images = append(res.Images, &imagesapi.Image{Name: id, Labels: map[string]string{archiveLabel: id}})
-	}
-	return res, nil
+	return &imagesapi.ListImagesResponse{Images: append([]*imagesapi.Image{{Name: "by hand"}}, e.known...)}, nil
 }
 
 func (e *engineStub) Transfer(ctx context.Context, r *transferapi.TransferRequest) (*emptypb.Empty, error) {
@@ -113,12 +164,14 @@ func (e *engineStub) Transfer(ctx context.Context, r *transferapi.TransferReques
 	if err := typeurl.UnmarshalTo(r.Destination, &store); err != nil {
 		return nil, err
 	}
-	if store.Labels[archiveLabel] == e.bad {
-		return nil, errors.New("no such format")
+	id := store.Labels[archiveLabel]
+	if id == e.bad {
+		return nil, status.Error(codes.InvalidArgument, "no such format")
 	}
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	e.stores = append(e.stores, &store)
+	e.add("of "+id, id)
 	return &emptypb.Empty{}, nil
 }
 
@@ -160,6 +213,7 @@ func (e *engineStub) serve(t *testing.T) (socket string) {
 	}
 	s := grpc.NewServer()
 	imagesapi.RegisterImagesServer(s, e)
+	eventsapi.RegisterEventsServer(s, e)
 	transferapi.RegisterTransferServer(s, e)
 	streamingapi.RegisterStreamingServer(s, stream{})
 	go s.Serve(l)
@@ -167,51 +221,124 @@ func (e *engineStub) serve(t *testing.T) (socket string) {
 	return socket
 }
 
-// importAll runs the component until it is ready and returns what it logged.
-func importAll(t *testing.T, socket string, dirs ...string) string {
+// started runs the component until the end of the test and waits until it is ready.
+func started(t *testing.T, e *engineStub, from Sources) (log func() string) {
 	t.Helper()
-	var log bytes.Buffer
-	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
-	defer cancel()
-	ready := false
-	err := Import(socket, "native", t.TempDir(), dirs, slog.New(slog.NewTextHandler(&log, nil))).Run(ctx, func() { ready = true; cancel() })
-	if err != nil || !ready {
-		t.Fatalf("ready %v, err %v\n%s", ready, err, log.String())
+	var (
+		mu   sync.Mutex
+		text bytes.Buffer
+	)
+	ctx, cancel := context.WithCancel(t.Context())
+	ready, ended := make(chan struct{}), make(chan error, 1)
+	c := Import(Store{Socket: e.serve(t), Root: t.TempDir()}, "native", from, slog.New(slog.NewTextHandler(writer(func(b []byte) {
+		mu.Lock()
+		defer mu.Unlock()
+		text.Write(b)
+	}), nil)))
+	go func() { ended <- c.Run(ctx, sync.OnceFunc(func() { close(ready) })) }()
+	log = func() string {
+		mu.Lock()
+		defer mu.Unlock()
+		return text.String()
 	}
-	return log.String()
+	t.Cleanup(func() {
+		cancel()
+		if err := <-ended; err != nil {
+			t.Errorf("it ended with %v", err)
+		}
+	})
+	select {
+	case <-ready:
+	case <-time.After(20 * time.Second):
+		t.Fatalf("not ready within 20 s\n%s", log())
+	}
+	return log
+}
+
+type writer func([]byte)
+
+func (w writer) Write(b []byte) (int, error) { w(b); return len(b), nil }
+
+// sources are a folder in dir with archives that have been there for long, and a note.
+func sources(t *testing.T, dir string, archives map[string][]byte) Sources {
+	t.Helper()
+	from := Sources{Folder: dir + "/images", Note: dir + "/note", Client: func() (kubernetes.Interface, error) { return nil, errors.New("none") }}
+	for name, content := range archives {
+		write(t, filepath.Join(from.Folder, name), string(content))
+	}
+	time.Sleep(inbox.Settle + 50*time.Millisecond)
+	return from
 }
 
 func TestImport(t *testing.T) {
-	dir := t.TempDir()
-	seen, bad, fresh := write(t, dir+"/a-seen.tar", "seen"), write(t, dir+"/b-bad.tar", "bad"), write(t, dir+"/c-fresh.tar", "fresh")
-	var ids []string
-	for _, path := range []string{seen, bad, fresh} {
-		id, err := identity(path)
-		if err != nil {
-			t.Fatal(err)
-		}
-		ids = append(ids, id)
-	}
-	e := &engineStub{known: ids[:1], bad: ids[1]}
-	log := importAll(t, e.serve(t), dir)
+	seen, fresh, refused := ociArchive(t, "example.com/seen:1"), ociArchive(t, "example.com/fresh:1"), ociArchive(t, "example.com/refused:1")
+	from := sources(t, t.TempDir(), map[string][]byte{
+		"a-seen.tar": seen, "b-bad.tar": []byte("bad"), "c-refused.tar": refused, "d-fresh.tar": fresh,
+	})
+	e := &engineStub{bad: sum(refused)}
+	e.add("example.com/seen:1", sum(seen))
+	log := started(t, e, from)
 
-	if len(e.stores) != 1 {
-		t.Fatalf("imported %d archives, want the fresh one alone", len(e.stores))
+	if got, want := e.archives(), []string{sum(fresh)}; !slices.Equal(got, want) {
+		t.Fatalf("imported %v, want the fresh one alone: %v", got, want)
 	}
-	if got, want := fmt.Sprint(e.stores[0].Labels), fmt.Sprint(map[string]string{pinnedLabel: "pinned", archiveLabel: ids[2]}); got != want {
+	if got, want := fmt.Sprint(e.stores[0].Labels), fmt.Sprint(map[string]string{pinnedLabel: "pinned", archiveLabel: sum(fresh)}); got != want {
 		t.Errorf("labels = %s, want %s", got, want)
 	}
 	if u := e.stores[0].Unpacks; len(u) != 1 || u[0].Snapshotter != "native" {
 		t.Errorf("unpacks = %v, want one into native", u)
 	}
-	if !slices.Equal(e.spaces, []string{"k8s.io"}) {
+	if slices.ContainsFunc(e.spaces, func(s string) bool { return s != "k8s.io" }) {
 		t.Errorf("namespaces = %v, want that of Kubernetes", e.spaces)
 	}
-	if strings.Count(log, "image archive left out") != 1 || !strings.Contains(log, bad) {
-		t.Errorf("log = %s, want one line about %s", log, bad)
+	if strings.Count(log(), "images left out") != 2 || !strings.Contains(log(), "b-bad.tar") || !strings.Contains(log(), "c-refused.tar") {
+		t.Errorf("log = %s, want one line about each of the two that are of no use", log())
 	}
 }
 
-func TestImportOfNothingAsksNobody(t *testing.T) {
-	lifecycletest.Check(t, Import(filepath.Join(t.TempDir(), "none.sock"), "overlayfs", t.TempDir(), []string{t.TempDir()}, slog.New(slog.DiscardHandler)))
+func TestImportOnce(t *testing.T) {
+	content := ociArchive(t, "example.com/grape:1")
+	dir := t.TempDir()
+	from := sources(t, dir, map[string][]byte{"grape.tar": content})
+	e := &engineStub{}
+	t.Run("first start", func(t *testing.T) { started(t, e, from) })
+	t.Run("later start", func(t *testing.T) { started(t, e, from) })
+	if got := e.archives(); len(got) != 1 {
+		t.Fatalf("imported %d times, want once", len(got))
+	}
+	if text, err := os.ReadFile(from.Note); err != nil || !strings.Contains(string(text), sum(content)) {
+		t.Errorf("the note is %s, %v", text, err)
+	}
+	t.Run("start after a crash", func(t *testing.T) {
+		write(t, from.Note, fmt.Sprintf(`{%q: {}}`, from.Folder+"/grape.tar"))
+		started(t, e, from)
+	})
+	if got := e.archives(); len(got) != 2 {
+		t.Errorf("what was half imported was imported %d times more, want once", len(got)-1)
+	}
+	t.Run("lost", func(t *testing.T) {
+		started(t, e, from)
+		e.lose()
+		eventually(t, "what was lost is imported again", func() bool { return len(e.archives()) == 3 })
+		write(t, from.Folder+"/other.tar", string(ociArchive(t, "example.com/other:1")))
+		eventually(t, "what is added is imported", func() bool { return len(e.archives()) == 4 })
+	})
+}
+
+func eventually(t *testing.T, what string, is func() bool) {
+	t.Helper()
+	for end := time.Now().Add(10 * time.Second); !is(); time.Sleep(10 * time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatalf("%s: not within 10 s", what)
+		}
+	}
+}
+
+func TestImportOfNothingWritesNothing(t *testing.T) {
+	from := Sources{Folder: filepath.Join(t.TempDir(), "none"), Note: filepath.Join(t.TempDir(), "note")}
+	e := &engineStub{}
+	lifecycletest.Check(t, Import(Store{Socket: e.serve(t), Root: t.TempDir()}, "overlayfs", from, slog.New(slog.DiscardHandler)))
+	if got := e.archives(); len(got) != 0 {
+		t.Errorf("imported %v", got)
+	}
 }
