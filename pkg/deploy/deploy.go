@@ -1,267 +1,470 @@
-// Package deploy applies the binary's own manifests to the cluster.
-//
-// Objects are written by server-side apply under podo's own field manager, so that
-// what somebody else set on them stays. A manifest that was switched off has its
-// objects deleted. It talks to the API and to nothing else.
 package deploy
 
 import (
-	"bytes"
+	"cmp"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"log/slog"
+	"maps"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
-	apierrors "k8s.io/apimachinery/pkg/api/errors"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
-	"k8s.io/apimachinery/pkg/runtime/schema"
-	"k8s.io/apimachinery/pkg/types"
-	"k8s.io/apimachinery/pkg/util/yaml"
-	"k8s.io/client-go/discovery"
-	"k8s.io/client-go/discovery/cached/memory"
-	"k8s.io/client-go/dynamic"
+	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/kubernetes/scheme"
+	typed "k8s.io/client-go/kubernetes/typed/core/v1"
 	"k8s.io/client-go/rest"
-	"k8s.io/client-go/restmapper"
-	"k8s.io/utils/ptr"
+	"k8s.io/client-go/tools/record"
 
+	"github.com/podo-dev/podo/pkg/inbox"
 	"github.com/podo-dev/podo/pkg/lifecycle"
 	"github.com/podo-dev/podo/pkg/plan"
 )
 
-// fieldManager is whom the API server names as the owner of what is applied here.
-const fieldManager = "podo"
+// How long what failed waits for the next try.
+const (
+	firstPause = 200 * time.Millisecond
+	lastPause  = time.Minute
+)
 
-// New returns a component that applies p's manifests out of files, tries again
-// whatever fails, and then idles. Further values for ${NAME} come from more, which
-// is called once the component runs.
-func New(p plan.Addons, files fs.FS, client func() (*rest.Config, error), more func() (map[string]string, error), log *slog.Logger) lifecycle.Component {
-	return lifecycle.Task("addons", func(ctx context.Context) error {
-		values, err := more()
+// atLatest is how long after its start a deployer applies what nobody waits for, whatever
+// else there is to do: a node may never be ready without the network that people bring.
+const atLatest = time.Minute
+
+// patience is how long one file may take at a time.
+const patience = 2 * time.Minute
+
+// An intent is what is to become of a manifest.
+type intent int
+
+const (
+	apply   intent = iota
+	leave          // alone, with all that was made of it
+	disable        // delete what was made of it
+	forget         // the same, and then the addon: the file is gone
+)
+
+// A manifest is a file, or one of the binary's own.
+type manifest struct {
+	name   string // of its addon
+	file   string
+	server string // that changed it last; empty for the binary's own
+	sum    string
+	intent intent
+
+	objects []object // in the order of their kinds
+	fault   error    // why there are none
+}
+
+// own reports whether a manifest is the binary's.
+func (m *manifest) own() bool { return m.server == "" }
+
+func (m *manifest) names(r reference) bool {
+	return slices.ContainsFunc(m.objects, func(o object) bool { return r.is(refer(o)) })
+}
+
+// errFinal is in errors that no other try mends, but only a change of the file.
+var errFinal = errors.New("")
+
+// A deployer makes the cluster what the manifests say.
+type deployer struct {
+	*cluster
+	shared shared
+	addons *addons
+	events record.EventRecorder
+	log    *slog.Logger
+
+	own       []*manifest // in the order they are applied
+	disabled  []string
+	later     []string        // own that wait
+	missing   map[string]bool // own that have not been applied yet
+	manifests map[string]*manifest
+	turns     map[string]turn
+}
+
+// A turn is when a manifest is worked on next, and how long it waits after that.
+type turn struct {
+	at    time.Time // zero: not before something changes
+	pause time.Duration
+}
+
+// Options are what a deployer is made of.
+type Options struct {
+	Addons plan.Addons
+	// Files has the manifests of Addons.
+	Files fs.FS
+	// Values are for ${NAME} in these, beyond those of Addons. Called once the
+	// component runs.
+	Values func() (map[string]string, error)
+	// Started is closed when the machine's own start is over.
+	Started <-chan struct{}
+	Client  func() (*rest.Config, error)
+	Log     *slog.Logger
+}
+
+// New returns the deployer: a component that applies the binary's manifests, and those
+// that servers share. It is ready when all of the binary's own are applied that do not
+// wait for the end of the start, and works on until it is stopped. It may run again.
+func New(o Options) lifecycle.Component {
+	return lifecycle.Func("addons", func(ctx context.Context, ready func()) error {
+		values, err := o.Values()
 		if err != nil {
 			return err
 		}
-		rc, err := client()
+		values = maps.Clone(values)
+		for name, v := range o.Addons.Values {
+			if _, ok := values[name]; !ok {
+				values[name] = v
+			}
+		}
+		own, err := readOwn(o.Addons, o.Files, values)
 		if err != nil {
 			return err
 		}
-		d, err := newDeployer(rc)
+		rc, err := o.Client()
 		if err != nil {
 			return err
 		}
-		fill := func(name string) (string, bool) {
-			if v, ok := values[name]; ok {
-				return v, true
-			}
-			v, ok := p.Values[name]
-			return v, ok
-		}
-		type job struct {
-			name string
-			do   func(context.Context, []*unstructured.Unstructured) error
-		}
-		var jobs []job
-		for _, name := range p.Enabled {
-			jobs = append(jobs, job{name, d.apply})
-		}
-		for _, name := range p.Disabled {
-			jobs = append(jobs, job{name, d.remove})
-		}
-		for _, j := range jobs {
-			text, err := fs.ReadFile(files, j.name+".yaml")
-			if err != nil {
-				return err
-			}
-			objects, err := Read(text, fill)
-			if err != nil {
-				return fmt.Errorf("manifest %s: %w", j.name, err)
-			}
-			if err := persist(ctx, log.With("manifest", j.name), func() error { return j.do(ctx, objects) }); err != nil {
-				return nil // only a stop ends the tries
+		d := &deployer{own: own, disabled: o.Addons.Disabled, later: o.Addons.Later, missing: map[string]bool{}, turns: map[string]turn{}, log: o.Log.With("component", "addons")}
+		for _, m := range own {
+			if !slices.Contains(d.later, m.name) {
+				d.missing[m.name] = true
 			}
 		}
+		if d.cluster, err = newCluster(rc); err != nil {
+			return err
+		}
+		if d.shared, err = newShared(rc); err != nil {
+			return err
+		}
+		core, err := kubernetes.NewForConfig(rc)
+		if err != nil {
+			return err
+		}
+		d.addons = newAddons(d.cluster.client)
+		told := record.NewBroadcaster()
+		defer told.Shutdown()
+		told.StartRecordingToSink(&typed.EventSinkImpl{Interface: core.CoreV1().Events("")})
+		d.events = told.NewRecorder(scheme.Scheme, corev1.EventSource{Component: fieldManager})
+		d.run(ctx, o.Started, ready)
 		return nil
 	})
 }
 
-// persist calls do until it succeeds, ever more rarely, or until ctx ends.
-func persist(ctx context.Context, log *slog.Logger, do func() error) error {
-	for pause := 200 * time.Millisecond; ; pause = min(2*pause, 30*time.Second) {
-		err := do()
-		if err == nil || ctx.Err() != nil {
-			return ctx.Err()
+// readOwn reads the binary's manifests, those that are disabled included.
+func readOwn(p plan.Addons, files fs.FS, values map[string]string) ([]*manifest, error) {
+	var out []*manifest
+	for _, name := range slices.Concat(p.Enabled, p.Disabled) {
+		text, err := fs.ReadFile(files, name+".yaml")
+		if errors.Is(err, fs.ErrNotExist) && slices.Contains(p.Disabled, name) {
+			continue // the name of a file of people's
 		}
-		log.Warn("manifest not applied, trying again", "in", pause, "err", err)
+		if err != nil {
+			return nil, err
+		}
+		if text, err = expand(text, values); err != nil {
+			return nil, fmt.Errorf("manifest %s: %w", name, err)
+		}
+		m := newManifest(name, file{path: name + ".yaml", content: text})
+		if m.fault != nil {
+			return nil, fmt.Errorf("manifest %s, %w", name, m.fault)
+		}
+		out = append(out, m)
+	}
+	return out, nil
+}
+
+func newManifest(name string, f file) *manifest {
+	m := &manifest{name: name, file: f.path, server: f.server, sum: f.sum()}
+	if f.problem != "" {
+		m.fault = fmt.Errorf("%w%s: %s", errFinal, f.path, f.problem)
+		return m
+	}
+	objects, err := read(f.content)
+	if err != nil {
+		m.fault = fmt.Errorf("%w%s, %w", errFinal, f.path, err)
+	}
+	for _, o := range objects {
+		mark(o, f.path)
+	}
+	order(objects)
+	m.objects = objects
+	return m
+}
+
+// manifestAnnotation on an object says which file it was made of.
+const manifestAnnotation = "podo.dev/manifest"
+
+// mark gives an object its annotation. Without it podo would own nothing of an object
+// whose manifest gives but a name, and could not tell it from somebody else's.
+func mark(o object, path string) {
+	if notes, ok, _ := unstructured.NestedFieldNoCopy(o.Object, "metadata", "annotations"); ok && notes == nil {
+		unstructured.RemoveNestedField(o.Object, "metadata", "annotations")
+	}
+	// What is no map of annotations is for the API server to refuse.
+	_ = unstructured.SetNestedField(o.Object, path, "metadata", "annotations", manifestAnnotation)
+}
+
+func (d *deployer) run(ctx context.Context, started <-chan struct{}, ready func()) {
+	changed := make(chan struct{}, 1)
+	var helper sync.WaitGroup
+	defer helper.Wait()
+	helper.Go(func() {
+		d.shared.follow(ctx, func() {
+			select {
+			case changed <- struct{}{}:
+			default:
+			}
+		})
+	})
+	late := time.After(atLatest)
+	stale, trouble := true, false
+	for ctx.Err() == nil {
+		if stale {
+			err := d.refresh(ctx)
+			if err != nil && !trouble && ctx.Err() == nil {
+				d.log.Warn("manifests not to be had, trying again", "err", err)
+			}
+			if trouble = err != nil; trouble {
+				pauseFor(ctx, time.Second)
+				continue
+			}
+		}
+		d.takeTurns(ctx, ready)
+		stale = false
 		select {
 		case <-ctx.Done():
-			return ctx.Err()
-		case <-time.After(pause):
+		case <-changed:
+			stale = true
+			pauseFor(ctx, inbox.Settle/5) // changes come together
+		case <-d.nextTurn():
+		case <-started:
+			started, late = nil, nil
+			d.proceed()
+		case <-late:
+			started, late = nil, nil
+			d.proceed()
 		}
 	}
 }
 
-// Read decodes the documents of a manifest after filling in each ${NAME}. A name
-// without a value is an error.
-func Read(text []byte, fill func(name string) (string, bool)) ([]*unstructured.Unstructured, error) {
-	text, err := expand(text, fill)
-	if err != nil {
-		return nil, err
-	}
-	var out []*unstructured.Unstructured
-	for docs := yaml.NewYAMLOrJSONDecoder(bytes.NewReader(text), 4096); ; {
-		o := &unstructured.Unstructured{}
-		err := docs.Decode(&o.Object)
-		if errors.Is(err, io.EOF) {
-			return out, nil
-		}
-		if err != nil {
-			return nil, fmt.Errorf("document %d: %w", len(out)+1, err)
-		}
-		if len(o.Object) > 0 {
-			out = append(out, o)
-		}
-	}
-}
-
-func expand(text []byte, fill func(string) (string, bool)) ([]byte, error) {
-	var out bytes.Buffer
-	for {
-		before, rest, found := bytes.Cut(text, []byte("${"))
-		out.Write(before)
-		if !found {
-			return out.Bytes(), nil
-		}
-		name, after, closed := bytes.Cut(rest, []byte("}"))
-		value, known := fill(string(name))
-		if !closed || !known {
-			return nil, fmt.Errorf("no value for ${%s}", strings.TrimSpace(string(name)))
-		}
-		out.WriteString(value)
-		text = after
-	}
-}
-
-type deployer struct {
-	client dynamic.Interface
-	mapper *restmapper.DeferredDiscoveryRESTMapper
-}
-
-func newDeployer(rc *rest.Config) (*deployer, error) {
-	rc = rest.CopyConfig(rc)
-	rc.ContentType, rc.AcceptContentTypes = "", "" // apply patches have no protobuf form
-	client, err := dynamic.NewForConfig(rc)
-	if err != nil {
-		return nil, err
-	}
-	disco, err := discovery.NewDiscoveryClientForConfig(rc)
-	if err != nil {
-		return nil, err
-	}
-	return &deployer{client, restmapper.NewDeferredDiscoveryRESTMapper(memory.NewMemCacheClient(disco))}, nil
-}
-
-func (d *deployer) resource(o *unstructured.Unstructured) (dynamic.ResourceInterface, error) {
-	gvk := o.GroupVersionKind()
-	m, err := d.mapper.RESTMapping(gvk.GroupKind(), gvk.Version)
-	if err != nil {
-		d.mapper.Reset() // the kind may be new
-		return nil, err
-	}
-	if ns := o.GetNamespace(); ns != "" {
-		return d.client.Resource(m.Resource).Namespace(ns), nil
-	}
-	return d.client.Resource(m.Resource), nil
-}
-
-func (d *deployer) apply(ctx context.Context, objects []*unstructured.Unstructured) error {
-	for _, o := range objects {
-		r, err := d.resource(o)
-		if err != nil {
-			return named(o, err)
-		}
-		text, err := json.Marshal(o)
-		if err != nil {
-			return named(o, err)
-		}
-		_, err = r.Patch(ctx, o.GetName(), types.ApplyPatchType, text,
-			metav1.PatchOptions{FieldManager: fieldManager, Force: ptr.To(true)})
-		if apierrors.IsInvalid(err) && o.GetKind() == "Service" {
-			err = errors.Join(err, d.release(ctx, o, r))
-		}
-		if err != nil {
-			return named(o, err)
-		}
-	}
-	return nil
-}
-
-// release gives back the addresses that were set aside for a Service that never came to
-// be: the API server was killed between the two. Its own repair takes minutes.
-func (d *deployer) release(ctx context.Context, service *unstructured.Unstructured, r dynamic.ResourceInterface) error {
-	if _, err := r.Get(ctx, service.GetName(), metav1.GetOptions{}); !apierrors.IsNotFound(err) {
-		return err
-	}
-	addresses := d.client.Resource(schema.GroupVersionResource{Group: "networking.k8s.io", Version: "v1", Resource: "ipaddresses"})
-	wanted, _, err := unstructured.NestedStringSlice(service.Object, "spec", "clusterIPs")
+// refresh reads what servers share, and gives a turn to each manifest that changed.
+func (d *deployer) refresh(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	there, err := d.shared.list(ctx)
 	if err != nil {
 		return err
 	}
-	for _, ip := range wanted {
-		a, err := addresses.Get(ctx, ip, metav1.GetOptions{})
-		if apierrors.IsNotFound(err) {
-			continue
-		}
-		if err != nil {
-			return err
-		}
-		owner, _, err := unstructured.NestedStringMap(a.Object, "spec", "parentRef")
-		if err != nil || owner["resource"] != "services" || owner["namespace"] != service.GetNamespace() || owner["name"] != service.GetName() {
-			continue // somebody else's
-		}
-		uid := a.GetUID()
-		err = addresses.Delete(ctx, ip, metav1.DeleteOptions{Preconditions: &metav1.Preconditions{UID: &uid}})
-		if err != nil && !apierrors.IsNotFound(err) {
+	if d.manifests == nil {
+		if err := d.addons.load(ctx); err != nil {
 			return err
 		}
 	}
-	return nil
-}
-
-func (d *deployer) remove(ctx context.Context, objects []*unstructured.Unstructured) error {
-	for _, o := range slices.Backward(objects) {
-		r, err := d.resource(o)
-		if err != nil {
-			return named(o, err)
-		}
-		// People may have put their own in its place under the same name.
-		found, err := r.Get(ctx, o.GetName(), metav1.GetOptions{})
-		if apierrors.IsNotFound(err) || err == nil && !ours(found) {
-			continue
-		}
-		if err != nil {
-			return named(o, err)
-		}
-		err = r.Delete(ctx, o.GetName(), metav1.DeleteOptions{PropagationPolicy: ptr.To(metav1.DeletePropagationBackground)})
-		if err != nil && !apierrors.IsNotFound(err) {
-			return named(o, err)
+	now := d.collect(there)
+	for name, m := range now {
+		old := d.manifests[name]
+		if old == nil || old.sum != m.sum || old.intent != m.intent || old.server != m.server {
+			d.turns[name] = turn{at: time.Now()}
+			if slices.Contains(d.later, name) {
+				d.turns[name] = turn{}
+			}
 		}
 	}
+	maps.DeleteFunc(d.turns, func(name string, _ turn) bool { return now[name] == nil })
+	d.manifests = now
 	return nil
 }
 
-// ours reports whether podo applied this object.
-func ours(o *unstructured.Unstructured) bool {
-	return slices.ContainsFunc(o.GetManagedFields(), func(f metav1.ManagedFieldsEntry) bool {
-		return f.Manager == fieldManager && f.Operation == metav1.ManagedFieldsOperationApply
+// proceed gives a turn to what waited for the end of the start.
+func (d *deployer) proceed() {
+	for _, name := range d.later {
+		if _, waits := d.turns[name]; waits {
+			d.turns[name] = turn{at: time.Now()}
+		}
+	}
+	d.later = nil
+}
+
+// collect makes manifests of what there is. What is missing without a mark that it was
+// deleted stays as it was.
+func (d *deployer) collect(there map[string]file) map[string]*manifest {
+	out := maps.Clone(d.manifests)
+	if out == nil {
+		out = map[string]*manifest{}
+	}
+	marked := map[string]bool{}
+	for _, f := range there {
+		if path, ok := strings.CutSuffix(f.path, skipSuffix); ok && !f.gone {
+			marked[path] = true
+		}
+	}
+	var own []string
+	for _, m := range d.own {
+		own = append(own, m.name)
+		fresh := *m
+		fresh.intent = d.intent(m.file, marked)
+		out[m.name] = &fresh
+	}
+	for _, f := range there {
+		if !accepted(f.path) || !isManifest(f.path) {
+			continue
+		}
+		name := addonName(f.path, own)
+		want := d.intent(f.path, marked)
+		if f.gone && want != leave {
+			want = forget
+		}
+		if _, made := d.addons.stored[name]; f.gone && !made {
+			delete(out, name)
+			continue
+		}
+		m := out[name]
+		if m == nil || m.sum != f.sum() || m.server != f.server || m.file != f.path {
+			m = newManifest(name, f)
+			if slices.Contains(own, strings.TrimSuffix(f.path, ".yaml")) {
+				m.fault = fmt.Errorf("%w%s: podo has a manifest of this name itself; give yours another, and start podo with --disable %s if it is to take that one's place", errFinal, f.path, baseName(f.path))
+			}
+		}
+		fresh := *m
+		fresh.intent = want
+		out[name] = &fresh
+	}
+	for name, a := range d.addons.stored {
+		if out[name] == nil && a.Spec.Server == "" { // of a podo of another version
+			out[name] = &manifest{name: name, file: a.Spec.File, intent: forget}
+		}
+	}
+	return out
+}
+
+// intent is what people want of a file.
+func (d *deployer) intent(path string, marked map[string]bool) intent {
+	switch {
+	case marked[path]:
+		return leave
+	case slices.Contains(d.disabled, baseName(path)):
+		return disable
+	}
+	return apply
+}
+
+// nextTurn fires when a manifest is to be worked on.
+func (d *deployer) nextTurn() <-chan time.Time {
+	var next time.Time
+	for _, t := range d.turns {
+		if !t.at.IsZero() && (next.IsZero() || t.at.Before(next)) {
+			next = t.at
+		}
+	}
+	if next.IsZero() {
+		return nil
+	}
+	return time.After(time.Until(next))
+}
+
+// takeTurns works on every manifest whose turn it is. The binary's own come first, and
+// are noted when all are applied: at the first start the kind of the notes is not served
+// at once.
+func (d *deployer) takeTurns(ctx context.Context, ready func()) {
+	var mine, others []*manifest
+	for _, m := range d.manifests {
+		if t := d.turns[m.name]; t.at.IsZero() || time.Now().Before(t.at) {
+			continue
+		}
+		if m.own() {
+			mine = append(mine, m)
+		} else {
+			others = append(others, m)
+		}
+	}
+	place := func(m *manifest) int {
+		return slices.IndexFunc(d.own, func(o *manifest) bool { return o.name == m.name })
+	}
+	slices.SortFunc(mine, func(a, b *manifest) int { return cmp.Compare(place(a), place(b)) })
+	// What is let go of comes first, so that another file can have it.
+	slices.SortFunc(others, func(a, b *manifest) int {
+		return cmp.Or(cmp.Compare(b.intent, a.intent), cmp.Compare(a.file, b.file))
 	})
+	noted := make([]func(), 0, len(mine))
+	for _, m := range mine {
+		a, err := d.attempt(ctx, m)
+		if err == nil {
+			delete(d.missing, m.name)
+		}
+		noted = append(noted, func() { d.conclude(ctx, m, a, err) })
+	}
+	if len(d.missing) == 0 {
+		ready()
+	}
+	for _, note := range noted {
+		note()
+	}
+	for _, m := range others {
+		if ctx.Err() != nil {
+			return
+		}
+		a, err := d.attempt(ctx, m)
+		d.conclude(ctx, m, a, err)
+	}
 }
 
-func named(o *unstructured.Unstructured, err error) error {
-	return fmt.Errorf("%s %s: %w", o.GetKind(), strings.TrimPrefix(o.GetNamespace()+"/"+o.GetName(), "/"), err)
+// conclude notes what an attempt came to, and when the next one is.
+func (d *deployer) conclude(ctx context.Context, m *manifest, a addon, fault error) {
+	if ctx.Err() != nil {
+		return
+	}
+	before := d.addons.stored[m.name]
+	a.Status.Error = ""
+	if fault != nil {
+		a.Status.Error = fault.Error()
+	}
+	var err error
+	if fault == nil && m.intent == forget {
+		err = d.addons.forget(ctx, m.name)
+	} else {
+		a, err = d.addons.save(ctx, a)
+	}
+	log := d.log.With("manifest", m.file)
+	switch {
+	case fault != nil && (err != nil || fault.Error() != before.Status.Error):
+		log.Warn("manifest not deployed", "err", fault)
+		if err == nil {
+			d.events.Event(&corev1.ObjectReference{APIVersion: a.APIVersion, Kind: a.Kind, Name: m.name, UID: a.Metadata.UID},
+				corev1.EventTypeWarning, "NotDeployed", fault.Error())
+		}
+	case err != nil:
+		log.Warn("manifest not noted as deployed", "err", err)
+	}
+	if err = errors.Join(err, fault); err != nil {
+		t := d.turns[m.name]
+		t.pause = min(max(2*t.pause, firstPause), lastPause)
+		t.at = time.Now().Add(t.pause)
+		if errors.Is(err, errFinal) {
+			t.at = time.Time{}
+		}
+		d.turns[m.name] = t
+		return
+	}
+	delete(d.turns, m.name)
+	if m.intent == forget {
+		delete(d.manifests, m.name)
+	}
+	if before.Status.State == a.Status.State && before.Status.Checksum == a.Status.Checksum {
+		return
+	}
+	if !m.own() {
+		log.Info("manifest followed", "state", a.Status.State, "objects", len(a.Status.Objects))
+	}
+	// What waits may have waited for this.
+	for name, t := range d.turns {
+		if !t.at.IsZero() {
+			d.turns[name] = turn{at: time.Now()}
+		}
+	}
 }

@@ -2,12 +2,8 @@ package deploy
 
 import (
 	"context"
-	"encoding/json"
 	"fmt"
-	"io"
 	"log/slog"
-	"net/http"
-	"net/http/httptest"
 	"slices"
 	"strings"
 	"sync"
@@ -23,53 +19,6 @@ import (
 	"github.com/podo-dev/podo/pkg/plan/plantest"
 )
 
-func values(v map[string]string) func(string) (string, bool) {
-	return func(name string) (string, bool) { s, ok := v[name]; return s, ok }
-}
-
-func TestRead(t *testing.T) {
-	tests := map[string]struct {
-		text string
-		want string // kind/name of each
-		err  string
-	}{
-		"nothing":             {},
-		"one":                 {text: "kind: A\nmetadata: {name: x}\n", want: "A/x"},
-		"several":             {text: "kind: A\nmetadata: {name: x}\n---\nkind: B\nmetadata: {name: z}\n", want: "A/x B/z"},
-		"empty documents":     {text: "---\n# nothing\n---\nkind: A\nmetadata: {name: x}\n---\n", want: "A/x"},
-		"JSON":                {text: `{"kind": "A", "metadata": {"name": "x"}}`, want: "A/x"},
-		"values":              {text: "kind: A\nmetadata: {name: \"${ONE}-${TWO}${ONE}\"}\n", want: "A/1-21"},
-		"a value with dollar": {text: "kind: A\nmetadata: {name: ${RAW}}\n", want: "A/a${ONE}"},
-		"an empty value":      {text: "kind: A\nmetadata: {name: \"x${NONE}\"}\n", want: "A/x"},
-		"lone dollars":        {text: "kind: A\nmetadata: {name: $x$}\n", want: "A/$x$"},
-		"missing value":       {text: "kind: ${WHO}\n", err: "no value for ${WHO}"},
-		"unclosed":            {text: "kind: ${ONE\n", err: "no value for ${ONE}"},
-		"broken second":       {text: "kind: A\n---\nkind: [\n", err: "document 2: "},
-	}
-	fill := values(map[string]string{"ONE": "1", "TWO": "2", "RAW": "'a${ONE}'", "NONE": ""})
-	for name, tt := range tests {
-		t.Run(name, func(t *testing.T) {
-			objects, err := Read([]byte(tt.text), fill)
-			if tt.err != "" {
-				if err == nil || !strings.Contains(err.Error(), tt.err) {
-					t.Errorf("err = %v, want %q in it", err, tt.err)
-				}
-				return
-			}
-			if err != nil {
-				t.Fatal(err)
-			}
-			var got []string
-			for _, o := range objects {
-				got = append(got, o.GetKind()+"/"+o.GetName())
-			}
-			if s := strings.Join(got, " "); s != tt.want {
-				t.Errorf("objects = %s, want %s", s, tt.want)
-			}
-		})
-	}
-}
-
 // TestManifests reads every manifest of the binary with the values that a plan and
 // the payload give it.
 func TestManifests(t *testing.T) {
@@ -77,125 +26,21 @@ func TestManifests(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	fill := func(name string) (string, bool) {
-		if name == "COREDNS_IMAGE" {
-			return "podo.local/coredns:1.0.0", true
-		}
-		v, ok := p.Server.Addons.Values[name]
-		return v, ok
+	values := p.Server.Addons.Values
+	values["COREDNS_IMAGE"] = "podo.local/coredns:1.0.0"
+	values["TRAEFIK_IMAGE"] = "podo.local/traefik:1.0.0"
+	own, err := readOwn(p.Server.Addons, manifests.FS, values)
+	if err != nil {
+		t.Fatal(err)
 	}
-	for _, name := range plan.Batteries() {
-		text, err := manifests.FS.ReadFile(name + ".yaml")
-		if err != nil {
-			t.Error(err)
-			continue
-		}
-		objects, err := Read(text, fill)
-		if err != nil || len(objects) == 0 {
-			t.Errorf("%s: %d objects, %v", name, len(objects), err)
-		}
-		for _, o := range objects {
-			if o.GetAPIVersion() == "" || o.GetKind() == "" || o.GetName() == "" {
-				t.Errorf("%s: an object without version, kind or name: %v", name, o.Object)
-			}
+	for _, m := range own {
+		if len(m.objects) == 0 {
+			t.Errorf("%s holds no object", m.name)
 		}
 	}
-}
-
-// cluster is an API server that knows ConfigMaps, Deployments and Namespaces. It
-// keeps objects by path and takes apply patches as they are.
-type cluster struct {
-	mu      sync.Mutex
-	objects map[string]map[string]any
-	log     []string // "VERB path", of writes
-	sick    int      // answers so many writes with an error first
-}
-
-func (c *cluster) serve(t *testing.T) *rest.Config {
-	t.Helper()
-	s := httptest.NewServer(c)
-	t.Cleanup(s.Close)
-	return &rest.Config{Host: s.URL}
-}
-
-func (c *cluster) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	reply := func(status int, v any) {
-		w.Header().Set("Content-Type", "application/json")
-		w.WriteHeader(status)
-		json.NewEncoder(w).Encode(v)
+	if len(own) != 3+len(plan.Batteries()) {
+		t.Errorf("%d manifests, want three and the batteries", len(own))
 	}
-	refuse := func(status int, reason string) {
-		reply(status, map[string]any{"kind": "Status", "apiVersion": "v1", "status": "Failure", "reason": reason, "code": status})
-	}
-	resources := func(group string, list ...any) {
-		reply(200, map[string]any{"kind": "APIResourceList", "groupVersion": group, "resources": list})
-	}
-	resource := func(kind, name string, namespaced bool) any {
-		return map[string]any{"name": name, "kind": kind, "namespaced": namespaced, "verbs": []string{"get", "patch", "delete"}}
-	}
-	switch r.URL.Path {
-	case "/api":
-		reply(200, map[string]any{"kind": "APIVersions", "versions": []string{"v1"}})
-		return
-	case "/apis":
-		version := map[string]any{"groupVersion": "apps/v1", "version": "v1"}
-		reply(200, map[string]any{"kind": "APIGroupList", "groups": []any{map[string]any{"name": "apps", "versions": []any{version}, "preferredVersion": version}}})
-		return
-	case "/api/v1":
-		resources("v1", resource("ConfigMap", "configmaps", true), resource("Namespace", "namespaces", false))
-		return
-	case "/apis/apps/v1":
-		resources("apps/v1", resource("Deployment", "deployments", true))
-		return
-	}
-	if r.Method != http.MethodGet {
-		c.log = append(c.log, r.Method+" "+r.URL.Path)
-		if c.sick > 0 {
-			c.sick--
-			refuse(500, "InternalError")
-			return
-		}
-	}
-	switch r.Method {
-	case http.MethodGet:
-		if o, ok := c.objects[r.URL.Path]; ok {
-			reply(200, o)
-			return
-		}
-		refuse(404, "NotFound")
-	case http.MethodPatch:
-		q := r.URL.Query()
-		if kind := r.Header.Get("Content-Type"); kind != "application/apply-patch+yaml" || q.Get("fieldManager") != "podo" || q.Get("force") != "true" {
-			refuse(400, "BadRequest")
-			return
-		}
-		text, _ := io.ReadAll(r.Body)
-		var o map[string]any
-		if err := json.Unmarshal(text, &o); err != nil {
-			refuse(400, "BadRequest")
-			return
-		}
-		o["metadata"].(map[string]any)["managedFields"] = appliedBy("podo", "Apply")
-		c.objects[r.URL.Path] = o
-		reply(200, o)
-	case http.MethodDelete:
-		if _, ok := c.objects[r.URL.Path]; !ok {
-			refuse(404, "NotFound")
-			return
-		}
-		delete(c.objects, r.URL.Path)
-		reply(200, map[string]any{"kind": "Status", "apiVersion": "v1", "status": "Success"})
-	}
-}
-
-func appliedBy(manager, operation string) []any {
-	return []any{map[string]any{"manager": manager, "operation": operation, "apiVersion": "v1"}}
-}
-
-func object(kind, namespace, name string, managed []any) map[string]any {
-	return map[string]any{"apiVersion": "v1", "kind": kind, "metadata": map[string]any{"namespace": namespace, "name": name, "managedFields": managed}}
 }
 
 const grapes = `apiVersion: v1
@@ -216,53 +61,162 @@ const (
 	nsPath     = "/api/v1/namespaces/vineyard"
 	mapPath    = "/api/v1/namespaces/vineyard/configmaps/grapes"
 	deployPath = "/apis/apps/v1/namespaces/vineyard/deployments/grapes"
+	mapsPath   = "/api/v1/namespaces/default/configmaps/"
 )
 
-// deploy runs the component until it is ready, stops it and returns its error.
-func deploy(t *testing.T, c *cluster, p plan.Addons) (ready bool, err error) {
-	t.Helper()
-	rc := c.serve(t)
-	more := func() (map[string]string, error) { return map[string]string{"SORT": "muscat", "COLOUR": "gold"}, nil }
-	d := New(p, fstest.MapFS{"grapes.yaml": {Data: []byte(grapes)}}, func() (*rest.Config, error) { return rc, nil }, more, slog.New(slog.DiscardHandler))
-	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
-	defer cancel()
-	err = d.Run(ctx, func() { ready = true; cancel() })
-	return ready, err
+// own are the binary's manifests of these tests.
+func own() fstest.MapFS {
+	addons, _ := manifests.FS.ReadFile("podo-addons.yaml")
+	return fstest.MapFS{"podo-addons.yaml": {Data: addons}, "grapes.yaml": {Data: []byte(grapes)}}
 }
 
-func TestApply(t *testing.T) {
-	c := &cluster{objects: map[string]map[string]any{mapPath: object("ConfigMap", "vineyard", "grapes", appliedBy("kubectl", "Update"))}}
-	p := plan.Addons{Enabled: []string{"grapes"}, Values: map[string]string{"COLOUR": "red"}}
-	if ready, err := deploy(t, c, p); !ready || err != nil {
-		t.Fatalf("ready %v, err %v", ready, err)
+func component(rc *rest.Config, p plan.Addons, started <-chan struct{}) (run func(context.Context, func()) error) {
+	return New(Options{
+		Addons: p, Files: own(), Started: started,
+		Values: func() (map[string]string, error) { return map[string]string{"SORT": "muscat", "COLOUR": "gold"}, nil },
+		Client: func() (*rest.Config, error) { return rc, nil }, Log: slog.New(slog.DiscardHandler),
+	}).Run
+}
+
+// enabled has both of the binary's manifests applied.
+func enabled() plan.Addons {
+	return plan.Addons{Enabled: []string{"podo-addons", "grapes"}, Values: map[string]string{"COLOUR": "red"}}
+}
+
+// A vineyard is a deployer at work, and the files that it is given.
+type vineyard struct {
+	*testing.T
+	*api
+	shared shared
+	stop   func()
+	ready  chan struct{}
+	// started is for the test to close, when the machine's start is over.
+	started chan struct{}
+}
+
+// begin starts a deployer, which ends with the test at the latest.
+func begin(t *testing.T, a *api, rc *rest.Config, p plan.Addons) *vineyard {
+	t.Helper()
+	kept, err := newShared(rc)
+	if err != nil {
+		t.Fatal(err)
 	}
-	if want := []string{"PATCH " + nsPath, "PATCH " + mapPath, "PATCH " + deployPath}; !slices.Equal(c.log, want) {
-		t.Errorf("writes = %v, want %v", c.log, want)
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	v := &vineyard{T: t, api: a, shared: kept, ready: make(chan struct{}), started: make(chan struct{})}
+	ready := sync.OnceFunc(func() { close(v.ready) })
+	go func() { done <- component(rc, p, v.started)(ctx, ready) }()
+	v.stop = sync.OnceFunc(func() {
+		cancel()
+		if err := <-done; err != nil {
+			t.Errorf("the deployer ended with %v", err)
+		}
+	})
+	t.Cleanup(v.stop)
+	return v
+}
+
+// tend starts a deployer that is ready soon.
+func tend(t *testing.T, a *api, rc *rest.Config, p plan.Addons) *vineyard {
+	t.Helper()
+	v := begin(t, a, rc, p)
+	select {
+	case <-v.ready:
+	case <-time.After(10 * time.Second):
+		t.Fatalf("not ready: %v", a.wrote())
 	}
-	if data := fmt.Sprint(c.objects[mapPath]["data"]); data != "map[colour:gold sort:muscat]" {
+	return v
+}
+
+// put changes a shared file; no text deletes it.
+func (v *vineyard) put(path, text string) {
+	v.Helper()
+	all, err := v.shared.list(v.Context())
+	if err != nil {
+		v.Fatal(err)
+	}
+	f := file{path: path, server: "one", content: []byte(text), gone: text == ""}
+	if err := v.shared.put(v.Context(), f, all[key(path)].secret); err != nil {
+		v.Fatal(err)
+	}
+}
+
+// comes waits until an addon says what is wanted.
+func (v *vineyard) comes(addon, want string) {
+	v.Helper()
+	for end := time.Now().Add(10 * time.Second); v.addon(addon) != want; time.Sleep(5 * time.Millisecond) {
+		if time.Now().After(end) {
+			v.Fatalf("addon %s: %s\nwant %s", addon, v.addon(addon), want)
+		}
+	}
+}
+
+func configMap(name string) string {
+	return "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: " + name + "}\n"
+}
+
+func TestOwnManifests(t *testing.T) {
+	a, rc := newAPI(t)
+	a.sick = 2 // and it is tried again
+	v := tend(t, a, rc, enabled())
+	v.comes("podo-addons", "Deployed 1")
+	v.comes("grapes", "Deployed 3")
+	writes := a.wrote()
+	if want := []string{"PATCH " + nsPath, "PATCH " + mapPath, "PATCH " + deployPath}; !slices.Equal(writes[len(writes)-3:], want) {
+		t.Errorf("writes = %v, want %v at the end", writes, want)
+	}
+	if data := fmt.Sprint(a.get(mapPath)["data"]); data != "map[colour:gold sort:muscat]" {
 		t.Errorf("data = %s; what is known late wins over the plan", data)
 	}
+	v.stop()
+
+	// The next start leaves it out.
+	a.slow[deployPath] = true
+	v = begin(t, a, rc, plan.Addons{Enabled: []string{"podo-addons"}, Disabled: []string{"grapes", "people"}})
+	v.comes("grapes", "Removing 2 grapes.yaml: waiting until Deployment vineyard/grapes is gone")
+	if a.get(mapPath) != nil || a.get(nsPath) == nil {
+		t.Error("the namespace goes last, and what was in it first")
+	}
+	a.mu.Lock()
+	delete(a.objects, deployPath)
+	a.mu.Unlock()
+	v.comes("grapes", "Disabled 0")
+	if a.get(nsPath) != nil {
+		t.Error("the namespace is still there")
+	}
 }
 
-func TestApplyTriesAgain(t *testing.T) {
-	c := &cluster{objects: map[string]map[string]any{}, sick: 2}
-	if ready, err := deploy(t, c, plan.Addons{Enabled: []string{"grapes"}}); !ready || err != nil {
-		t.Fatalf("ready %v, err %v", ready, err)
+// TestLaterOnesWait: nobody waits for them, they come after the start, and what was made of
+// them before stays meanwhile.
+func TestLaterOnesWait(t *testing.T) {
+	a, rc := newAPI(t)
+	p := enabled()
+	p.Later = []string{"grapes"}
+	v := tend(t, a, rc, p)
+	v.put("other.yaml", configMap("other"))
+	v.comes("other", "Deployed 1")
+	if a.get(mapPath) != nil {
+		t.Error("applied before the start was over")
 	}
-	if len(c.objects) != 3 {
-		t.Errorf("%d objects, want 3: %v", len(c.objects), c.log)
+	close(v.started)
+	v.comes("grapes", "Deployed 3")
+	v.stop()
+
+	v = tend(t, a, rc, p)
+	v.put("further.yaml", configMap("further"))
+	v.comes("further", "Deployed 1")
+	if a.get(mapPath) == nil {
+		t.Error("deleted while it waits")
 	}
 }
 
 func TestStopWhileTrying(t *testing.T) {
-	c := &cluster{objects: map[string]map[string]any{}, sick: 1 << 30}
-	rc := c.serve(t)
-	none := func() (map[string]string, error) { return map[string]string{"COLOUR": "", "SORT": ""}, nil }
-	d := New(plan.Addons{Enabled: []string{"grapes"}}, fstest.MapFS{"grapes.yaml": {Data: []byte(grapes)}}, func() (*rest.Config, error) { return rc, nil }, none, slog.New(slog.DiscardHandler))
+	a, rc := newAPI(t)
+	a.sick = 1 << 30
 	ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
 	defer cancel()
 	began := time.Now()
-	if err := d.Run(ctx, func() {}); err != nil {
+	if err := component(rc, enabled(), nil)(ctx, func() {}); err != nil {
 		t.Errorf("err = %v, want nil when stopped", err)
 	}
 	if lasted := time.Since(began); lasted > 5*time.Second {
@@ -270,45 +224,171 @@ func TestStopWhileTrying(t *testing.T) {
 	}
 }
 
-func TestRemove(t *testing.T) {
-	ours := func() map[string]map[string]any {
-		return map[string]map[string]any{
-			nsPath:     object("Namespace", "", "vineyard", appliedBy("podo", "Apply")),
-			mapPath:    object("ConfigMap", "vineyard", "grapes", appliedBy("podo", "Apply")),
-			deployPath: object("Deployment", "vineyard", "grapes", appliedBy("podo", "Apply")),
+func TestFilesComeAndGo(t *testing.T) {
+	a, rc := newAPI(t)
+	v := tend(t, a, rc, enabled())
+	v.put("apps/web.yaml", configMap("a")+"---\n"+configMap("b"))
+	name := addonName("apps/web.yaml", nil)
+	v.comes(name, "Deployed 2")
+	a.wrote()
+
+	v.put("apps/web.yaml", configMap("a"))
+	v.comes(name, "Deployed 1")
+	if a.get(mapsPath+"b") != nil || a.get(mapsPath+"a") == nil {
+		t.Errorf("what the file no longer names goes, and nothing else: %v", a.wrote())
+	}
+
+	// Under another name the same objects stay where they are.
+	a.wrote()
+	v.put("moved.yaml", configMap("a"))
+	v.put("apps/web.yaml", "")
+	v.comes(name, "none")
+	v.comes("moved", "Deployed 1")
+	for _, w := range a.wrote() {
+		if strings.HasPrefix(w, "DELETE") {
+			t.Errorf("%s of what another file names", w)
 		}
 	}
-	tests := map[string]struct {
-		change func(map[string]map[string]any)
-		want   []string // writes
-	}{
-		"last one first": {func(map[string]map[string]any) {}, []string{"DELETE " + deployPath, "DELETE " + mapPath, "DELETE " + nsPath}},
-		"already gone":   {func(o map[string]map[string]any) { clear(o) }, nil},
-		"somebody else's": {func(o map[string]map[string]any) {
-			o[mapPath] = object("ConfigMap", "vineyard", "grapes", appliedBy("kubectl", "Apply"))
-		}, []string{"DELETE " + deployPath, "DELETE " + nsPath}},
-		"only updated by us": {func(o map[string]map[string]any) {
-			o[mapPath] = object("ConfigMap", "vineyard", "grapes", appliedBy("podo", "Update"))
-		}, []string{"DELETE " + deployPath, "DELETE " + nsPath}},
-		"without any manager": {func(o map[string]map[string]any) { o[nsPath] = object("Namespace", "", "vineyard", nil) }, []string{"DELETE " + deployPath, "DELETE " + mapPath}},
-	}
-	for name, tt := range tests {
-		t.Run(name, func(t *testing.T) {
-			c := &cluster{objects: ours()}
-			tt.change(c.objects)
-			if ready, err := deploy(t, c, plan.Addons{Disabled: []string{"grapes"}}); !ready || err != nil {
-				t.Fatalf("ready %v, err %v", ready, err)
-			}
-			if !slices.Equal(c.log, tt.want) {
-				t.Errorf("writes = %v, want %v", c.log, tt.want)
-			}
-		})
+
+	// A Secret that is lost is not a file that was deleted.
+	a.mu.Lock()
+	delete(a.objects, secretsPath+"/"+key("moved.yaml"))
+	a.mu.Unlock()
+	v.put("other.yaml", configMap("c"))
+	v.comes("other", "Deployed 1")
+	if v.addon("moved") != "Deployed 1" || a.get(mapsPath+"a") == nil {
+		t.Errorf("moved: %s", v.addon("moved"))
 	}
 }
 
+func TestDeletedWhileAway(t *testing.T) {
+	a, rc := newAPI(t)
+	v := tend(t, a, rc, enabled())
+	v.put("web.yaml", configMap("a")+"---\n"+configMap("b"))
+	v.comes("web", "Deployed 2")
+	v.stop()
+	v.put("web.yaml", "")
+	v = tend(t, a, rc, enabled())
+	v.comes("web", "none")
+	if a.get(mapsPath+"a") != nil || a.get(mapsPath+"b") != nil {
+		t.Error("its objects are still there")
+	}
+}
+
+func TestBrokenFileStandsAlone(t *testing.T) {
+	a, rc := newAPI(t)
+	v := tend(t, a, rc, enabled())
+	v.put("a.yaml", configMap("a"))
+	v.comes("a", "Deployed 1")
+	v.put("a.yaml", configMap("a")+"---\nkind: [\n")
+	v.put("b.yaml", configMap("b"))
+	v.comes("b", "Deployed 1")
+	if got := v.addon("a"); !strings.HasPrefix(got, "Failed 1 a.yaml, document 2, line 6: ") || a.get(mapsPath+"a") == nil {
+		t.Errorf("a: %s", got)
+	}
+	v.put("c.yaml", configMap("c")+"---\napiVersion: example.com/v1\nkind: Wine\nmetadata: {name: w}\n---\n"+configMap("d"))
+	v.comes("c", "Failed 3 c.yaml, document 2, line 5: Wine w: the cluster has no such kind in example.com/v1")
+	if a.get(mapsPath+"c") == nil || a.get(mapsPath+"d") == nil {
+		t.Error("what can be applied is")
+	}
+	v.put("a.yaml", "# nothing\n")
+	v.comes("a", "Failed 1 a.yaml: it names no object any more; delete the file if what it made is to go")
+	v.put("a.yaml", configMap("a"))
+	v.comes("a", "Deployed 1")
+}
+
+func TestObjectsBelongToOneFile(t *testing.T) {
+	a, rc := newAPI(t)
+	v := tend(t, a, rc, enabled())
+	v.put("a.yaml", configMap("x"))
+	v.comes("a", "Deployed 1")
+	v.put("b.yaml", configMap("w")+"---\n"+configMap("x"))
+	v.comes("b", "Failed 0 b.yaml, document 2, line 5: ConfigMap default/x belongs to a.yaml already; take it out of one of the two")
+	if a.get(mapsPath+"w") != nil {
+		t.Error("half of the file was applied")
+	}
+	v.put("mine.yaml", strings.Split(grapes, "---")[1])
+	v.comes("mine", "Failed 0 mine.yaml, document 1, line 2: ConfigMap vineyard/grapes belongs to grapes.yaml already; take it out of one of the two")
+	v.put("a.yaml", "")
+	v.comes("b", "Deployed 2")
+	if a.get(mapsPath+"x") == nil {
+		t.Error("x went with the first of the two files")
+	}
+	v.put("grapes.yaml", configMap("z"))
+	name := addonName("grapes.yaml", []string{"grapes"})
+	for end := time.Now().Add(10 * time.Second); !strings.Contains(v.addon(name), "--disable grapes"); time.Sleep(5 * time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatalf("%s: %s", name, v.addon(name))
+		}
+	}
+}
+
+func TestSkipAndDisable(t *testing.T) {
+	a, rc := newAPI(t)
+	v := tend(t, a, rc, enabled())
+	v.put("web.yaml", configMap("a"))
+	v.comes("web", "Deployed 1")
+	v.put("web.yaml.skip", "-")
+	v.comes("web", "Skipped 1")
+	v.put("web.yaml", configMap("b"))
+	v.put("grapes.yaml.skip", "\n")
+	v.comes("grapes", "Skipped 3")
+	if a.get(mapsPath+"a") == nil || a.get(mapsPath+"b") != nil {
+		t.Error("a file that is skipped was touched")
+	}
+	v.put("web.yaml.skip", "")
+	v.comes("web", "Deployed 1")
+	if a.get(mapsPath+"a") != nil || a.get(mapsPath+"b") == nil {
+		t.Error("the file is not followed again")
+	}
+	v.stop()
+	v = begin(t, a, rc, plan.Addons{Enabled: []string{"podo-addons", "grapes"}, Disabled: []string{"web"}})
+	v.comes("web", "Disabled 0")
+	if a.get(mapsPath+"b") != nil || a.get(mapPath) == nil {
+		t.Error("what is disabled goes, and nothing else")
+	}
+}
+
+func TestPruningIsCareful(t *testing.T) {
+	for name, change := range map[string]func(metadata map[string]any){
+		"somebody else's":     func(m map[string]any) { m["managedFields"] = appliedBy("kubectl", "Apply") },
+		"only updated by us":  func(m map[string]any) { m["managedFields"] = appliedBy("podo", "Update") },
+		"without any manager": func(m map[string]any) { delete(m, "managedFields") },
+		"to be kept":          func(m map[string]any) { m["annotations"] = map[string]any{keepAnnotation: "true"} },
+	} {
+		t.Run(name, func(t *testing.T) {
+			a, rc := newAPI(t)
+			v := tend(t, a, rc, enabled())
+			v.put("web.yaml", configMap("a")+"---\n"+configMap("b"))
+			v.comes("web", "Deployed 2")
+			a.mu.Lock()
+			change(a.objects[mapsPath+"a"]["metadata"].(map[string]any))
+			a.mu.Unlock()
+			v.put("web.yaml", "")
+			v.comes("web", "none")
+			if a.get(mapsPath+"a") == nil || a.get(mapsPath+"b") != nil {
+				t.Errorf("writes: %v", a.wrote())
+			}
+		})
+	}
+	t.Run("a namespace in use", func(t *testing.T) {
+		a, rc := newAPI(t)
+		v := tend(t, a, rc, plan.Addons{Enabled: []string{"podo-addons"}})
+		v.put("ns.yaml", "apiVersion: v1\nkind: Namespace\nmetadata: {name: vineyard}\n")
+		v.comes("ns", "Deployed 1")
+		v.put("web.yaml", strings.Split(grapes, "---")[1])
+		v.comes("web", "Deployed 1")
+		v.put("ns.yaml", "")
+		v.comes("ns", "Removing 1 ns.yaml: other files have objects in Namespace vineyard")
+		v.put("web.yaml", "")
+		v.comes("ns", "none")
+		if a.get(nsPath) != nil {
+			t.Error("it is still there")
+		}
+	})
+}
+
 func TestMistakesInManifestsAreFatal(t *testing.T) {
-	c := &cluster{objects: map[string]map[string]any{}}
-	rc := c.serve(t)
 	for name, tt := range map[string]struct {
 		files fstest.MapFS
 		want  string
@@ -316,8 +396,10 @@ func TestMistakesInManifestsAreFatal(t *testing.T) {
 		"missing file":  {fstest.MapFS{}, "grapes.yaml"},
 		"missing value": {fstest.MapFS{"grapes.yaml": {Data: []byte(grapes)}}, "manifest grapes: no value for ${COLOUR}"},
 	} {
-		d := New(plan.Addons{Enabled: []string{"grapes"}}, tt.files, func() (*rest.Config, error) { return rc, nil },
-			func() (map[string]string, error) { return nil, nil }, slog.New(slog.DiscardHandler))
+		d := New(Options{
+			Addons: plan.Addons{Enabled: []string{"grapes"}}, Files: tt.files,
+			Values: func() (map[string]string, error) { return nil, nil }, Log: slog.New(slog.DiscardHandler),
+		})
 		if err := d.Run(t.Context(), func() { t.Error("ready") }); err == nil || !strings.Contains(err.Error(), tt.want) {
 			t.Errorf("%s: err = %v, want %q in it", name, err, tt.want)
 		}

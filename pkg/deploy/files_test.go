@@ -1,0 +1,258 @@
+package deploy
+
+import (
+	"context"
+	"crypto/rand"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"k8s.io/client-go/rest"
+
+	"github.com/podo-dev/podo/pkg/inbox"
+)
+
+func TestDecide(t *testing.T) {
+	tests := map[string]struct {
+		here, there, agreed string
+		unknown             bool
+		want                action
+	}{
+		"nothing at all":                       {unknown: true, want: same},
+		"new here":                             {here: "a", unknown: true, want: push},
+		"new there":                            {there: "a", want: pull},
+		"the same on both":                     {here: "a", there: "a", want: same},
+		"changed here":                         {here: "b", there: "a", agreed: "a", want: push},
+		"changed there":                        {here: "a", there: "b", agreed: "a", want: pull},
+		"changed back here":                    {here: "a", there: "b", agreed: "b", want: push},
+		"deleted here":                         {there: "a", agreed: "a", want: push},
+		"deleted there":                        {here: "a", agreed: "a", want: pull},
+		"deleted on both":                      {agreed: "a", want: same},
+		"changed on both":                      {here: "b", there: "c", agreed: "a", want: clash},
+		"changed alike":                        {here: "b", there: "b", agreed: "a", want: same},
+		"new on both":                          {here: "b", there: "c", want: clash},
+		"changed here, deleted there":          {here: "b", agreed: "a", want: push},
+		"deleted here, changed there":          {there: "b", agreed: "a", want: pull},
+		"written again after it was deleted":   {here: "a", want: push},
+		"lost by the cluster":                  {here: "a", agreed: "a", unknown: true, want: push},
+		"lost by the cluster and deleted here": {agreed: "a", unknown: true, want: same},
+	}
+	for name, tt := range tests {
+		if got := decide(tt.here, tt.there, tt.agreed, !tt.unknown); got != tt.want {
+			t.Errorf("%s: %d, want %d", name, got, tt.want)
+		}
+	}
+}
+
+func TestAccepted(t *testing.T) {
+	for path, want := range map[string]bool{
+		"a.yaml": true, "a.yml": true, "a.json": true, "b/c/a.yaml": true, "a.yaml.skip": true, "b/a.json.skip": true,
+		"a": false, "a.txt": false, "a.yaml.replaced": false, "a.skip": false, "a.yaml~": false, ".a.yaml": false, ".a.yaml.123.tmp": false,
+		".git/a.yaml": false, "../a.yaml": false, "/etc/a.yaml": false, "b/../../a.yaml": false, "\xff.yaml": false, "": false,
+	} {
+		if got := accepted(path); got != want {
+			t.Errorf("%q: %v, want %v", path, got, want)
+		}
+	}
+}
+
+// A host is a server's folder, kept the same as the cluster's.
+type host struct {
+	*testing.T
+	dir  string
+	stop func()
+}
+
+// share starts a server on a folder.
+func share(t *testing.T, rc *rest.Config, name, dir string) *host {
+	t.Helper()
+	ctx, cancel := context.WithCancel(t.Context())
+	done, ready := make(chan error, 1), make(chan struct{}, 100)
+	c := Files(filepath.Join(dir, "manifests"), filepath.Join(dir, "agreed"), name, func() (*rest.Config, error) { return rc, nil }, slog.New(slog.DiscardHandler))
+	go func() { done <- c.Run(ctx, func() { ready <- struct{}{} }) }()
+	h := &host{T: t, dir: dir}
+	h.stop = func() {
+		cancel()
+		if err := <-done; err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+		h.stop = func() {}
+	}
+	t.Cleanup(func() { h.stop() })
+	select {
+	case <-ready:
+	case <-time.After(10 * time.Second):
+		t.Fatalf("%s is not ready", name)
+	}
+	return h
+}
+
+func (h *host) path(name string) string { return filepath.Join(h.dir, "manifests", name) }
+
+func (h *host) write(name, text string) {
+	h.Helper()
+	if err := os.MkdirAll(filepath.Dir(h.path(name)), 0o700); err != nil {
+		h.Fatal(err)
+	}
+	if err := os.WriteFile(h.path(name), []byte(text), 0o600); err != nil {
+		h.Fatal(err)
+	}
+}
+
+// has waits until a file has this text; no text means that there is no file.
+func (h *host) has(name, want string) {
+	h.Helper()
+	var text []byte
+	for end := time.Now().Add(10 * time.Second); time.Now().Before(end); time.Sleep(10 * time.Millisecond) {
+		var err error
+		if text, err = os.ReadFile(h.path(name)); string(text) == want && (want == "") == os.IsNotExist(err) {
+			return
+		}
+	}
+	h.Fatalf("%s says %q, want %q", h.path(name), text, want)
+}
+
+func TestFoldersAreOne(t *testing.T) {
+	_, rc := newAPI(t)
+	one, two := share(t, rc, "one", t.TempDir()), share(t, rc, "two", t.TempDir())
+	one.write("web.yaml", "first")
+	two.has("web.yaml", "first")
+	two.write("web.yaml", "second")
+	one.has("web.yaml", "second")
+	one.write("web.yaml", "first") // back to what it was
+	two.has("web.yaml", "first")
+	one.write("deep/er/x.json", "{}")
+	two.has("deep/er/x.json", "{}")
+	one.write("deep/er/x.json.skip", "-")
+	two.has("deep/er/x.json.skip", "-")
+	one.write("notes.txt", "mine")
+
+	// A server that comes later has them all, and keeps what it brought.
+	dir := t.TempDir()
+	early := &host{T: t, dir: dir}
+	early.write("web.yaml", "third")
+	early.write("own.yaml", "its own")
+	three := share(t, rc, "three", dir)
+	three.has("web.yaml", "first")
+	three.has("web.yaml.replaced", "third")
+	three.has("deep/er/x.json", "{}")
+	one.has("own.yaml", "its own")
+
+	// Any may delete.
+	if err := os.Remove(three.path("web.yaml")); err != nil {
+		t.Fatal(err)
+	}
+	one.has("web.yaml", "")
+	two.has("web.yaml", "")
+	two.has("notes.txt", "")
+
+	// What happens while a server is away follows.
+	two.stop()
+	two.write("own.yaml", "changed while away")
+	if err := os.RemoveAll(two.path("deep")); err != nil {
+		t.Fatal(err)
+	}
+	one.write("new.yaml", "new")
+	three.has("new.yaml", "new")
+	two = share(t, rc, "two", two.dir)
+	two.has("new.yaml", "new")
+	one.has("own.yaml", "changed while away")
+	one.has("deep/er/x.json", "")
+
+	// A folder that is lost is not one that was emptied.
+	two.stop()
+	if err := os.RemoveAll(two.path("")); err != nil {
+		t.Fatal(err)
+	}
+	two = share(t, rc, "two", two.dir)
+	two.has("own.yaml", "changed while away")
+	one.has("own.yaml", "changed while away")
+	if err := os.Rename(two.path(""), two.path("")+"-moved"); err != nil {
+		t.Fatal(err)
+	}
+	two.has("own.yaml", "changed while away")
+	one.has("own.yaml", "changed while away")
+	two.write("late.yaml", "late") // and the new one is watched
+	one.has("late.yaml", "late")
+}
+
+func TestCopyOfTheClusterIsPutBack(t *testing.T) {
+	a, rc := newAPI(t)
+	one := share(t, rc, "one", t.TempDir())
+	one.write("a.yaml", "a")
+	one.write("b.yaml", "b")
+	both := func() bool {
+		return a.get(secretsPath+"/"+key("a.yaml")) != nil && a.get(secretsPath+"/"+key("b.yaml")) != nil
+	}
+	until := func(what string, ok func() bool) {
+		t.Helper()
+		for end := time.Now().Add(10 * time.Second); !ok(); time.Sleep(10 * time.Millisecond) {
+			if time.Now().After(end) {
+				t.Fatal(what)
+			}
+		}
+	}
+	until("not shared", both)
+	a.mu.Lock()
+	delete(a.objects, secretsPath+"/"+key("a.yaml"))
+	a.mu.Unlock()
+	one.write("b.yaml", "c")
+	until("not put back", both)
+	one.has("a.yaml", "a")
+}
+
+func TestHalfWrittenFilesWait(t *testing.T) {
+	dir := folder(t.TempDir())
+	path := filepath.Join(string(dir), "a.yaml")
+	if err := os.WriteFile(path, []byte("ha"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if found, busy, err := dir.scan(); err != nil || len(found) != 0 || !busy["a.yaml"] {
+		t.Errorf("found %v, busy %v, %v", found, busy, err)
+	}
+	time.Sleep(inbox.Settle + 50*time.Millisecond)
+	if found, busy, err := dir.scan(); err != nil || string(found["a.yaml"].content) != "ha" || len(busy) != 0 {
+		t.Errorf("found %v, busy %v, %v", found, busy, err)
+	}
+}
+
+func TestOddFiles(t *testing.T) {
+	dir := t.TempDir()
+	at := func(name string) string { return filepath.Join(dir, name) }
+	noise := make([]byte, maxCompressed+1)
+	rand.Read(noise)
+	for name, text := range map[string][]byte{"big.yaml": noise, "long.yaml": []byte(strings.Repeat("# x\n", 1<<20)), "empty.yaml": nil} {
+		if err := os.WriteFile(at(name), text, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if f, err := os.Create(at("huge.yaml")); err != nil || f.Truncate(maxContent+1) != nil {
+		t.Fatal(err)
+	}
+	for link, to := range map[string]string{"link.yaml": "empty.yaml", "nowhere.yaml": "nothing"} {
+		if err := os.Symlink(to, at(link)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := os.Mkdir(at("folder.yaml"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	time.Sleep(inbox.Settle + 50*time.Millisecond)
+	found, _, err := folder(dir).scan()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, problem := range map[string]string{"big.yaml": "when compressed", "huge.yaml": "split it", "long.yaml": "", "empty.yaml": "", "link.yaml": ""} {
+		f, ok := found[name]
+		if !ok || !strings.Contains(f.problem, problem) || (problem == "") != (f.problem == "") {
+			t.Errorf("%s: found %v, problem %q, want %q", name, ok, f.problem, problem)
+		}
+		delete(found, name)
+	}
+	if len(found) > 0 {
+		t.Errorf("found %v too", found)
+	}
+}
