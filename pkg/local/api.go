@@ -1,0 +1,147 @@
+package local
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"strings"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/client-go/kubernetes"
+
+	"github.com/podo-dev/podo/pkg/kubeconfig"
+	"github.com/podo-dev/podo/pkg/nodes"
+	"github.com/podo-dev/podo/pkg/paths"
+)
+
+// client is one of the cluster's API, at the port that the host has for it.
+func (s Site) client(c Cluster) (kubernetes.Interface, error) {
+	rc, err := kubeconfig.Client(s.admin(c), nil)
+	if err != nil {
+		return nil, err
+	}
+	rc.Host, rc.QPS, rc.Timeout = c.URL(), -1, 0
+	return kubernetes.NewForConfig(rc)
+}
+
+// admin is the kubeconfig that the first server wrote for itself.
+func (s Site) admin(c Cluster) string {
+	return s.on(c.Name, c.servers()[0].Name, paths.New(paths.DefaultData).AdminKubeconfig())
+}
+
+// URL is where the host has the cluster's API.
+func (c Cluster) URL() string {
+	a := c.API.Addr()
+	switch {
+	case a == a.Unmap() && a.Is4() && a.IsUnspecified():
+		return fmt.Sprintf("https://127.0.0.1:%d", c.API.Port())
+	case a.IsUnspecified():
+		return fmt.Sprintf("https://[::1]:%d", c.API.Port())
+	}
+	return fmt.Sprintf("https://%s", c.API)
+}
+
+// patience is how long a control plane may take to answer.
+const patience = 3 * time.Minute
+
+// answers waits until the first server's API does.
+func (s Site) answers(ctx context.Context, c Cluster, n Node) error {
+	ctx, end := context.WithTimeoutCause(ctx, patience, fmt.Errorf("no answer within %s", patience))
+	defer end()
+	for {
+		client, err := s.client(c) // reads a file that podo has yet to write
+		if err == nil {
+			err = client.Discovery().RESTClient().Get().AbsPath("/readyz").Timeout(2 * time.Second).Do(ctx).Error()
+		}
+		if err == nil {
+			return nil
+		}
+		if dead := s.lives(c, n); dead != nil {
+			return dead
+		}
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("%w: %w%s", context.Cause(ctx), err, s.said(c, n))
+		case <-time.After(50 * time.Millisecond):
+		}
+	}
+}
+
+// ready waits until nodes are Ready, and have said so since they were woken.
+func (s Site) ready(ctx context.Context, c Cluster, list []Node, woken map[string]time.Time, wait time.Duration) error {
+	client, err := s.client(c)
+	if err != nil {
+		return err
+	}
+	ctx, end := context.WithTimeoutCause(ctx, wait, fmt.Errorf("not Ready within %s", wait))
+	defer end()
+	return s.each(list, func(n Node) error {
+		ctx, end := context.WithCancelCause(ctx)
+		defer end(nil)
+		go func() {
+			for ctx.Err() == nil {
+				if s.lives(c, n) != nil {
+					end(errors.New("its machine is off"))
+				}
+				time.Sleep(200 * time.Millisecond)
+			}
+		}()
+		_, err := nodes.Await(ctx, client, n.Name, func(node *corev1.Node) bool { return isReady(node, woken[n.Name]) })
+		if err == nil {
+			return nil
+		}
+		if why := context.Cause(ctx); why != nil {
+			err = why
+		}
+		return fmt.Errorf("%w%s", err, s.said(c, n))
+	})
+}
+
+// isReady reports whether a kubelet that runs since then has called its node Ready. It
+// reports at its start, by whole seconds.
+func isReady(n *corev1.Node, since time.Time) bool {
+	for _, condition := range n.Status.Conditions {
+		if condition.Type == corev1.NodeReady {
+			return condition.Status == corev1.ConditionTrue && !condition.LastHeartbeatTime.Time.Before(since.Truncate(time.Second))
+		}
+	}
+	return false
+}
+
+// lives is an error if a node is off, with the last that podo said there.
+func (s Site) lives(c Cluster, n Node) error {
+	if s.seat(c.Name, n.Name).pid() != 0 {
+		return nil
+	}
+	console, _ := os.ReadFile(s.node(c.Name, n.Name, "console"))
+	if strings.Contains(tail(string(console), 1), errNever.Error()) {
+		return Unfit{fmt.Errorf("podo refuses what the file asks for:%s", s.said(c, n))}
+	}
+	return fmt.Errorf("its machine is off%s", s.said(c, n))
+}
+
+// said is the last that podo said on a node.
+func (s Site) said(c Cluster, n Node) string {
+	text, _ := os.ReadFile(s.on(c.Name, n.Name, podoLog))
+	return tail(string(text), 5)
+}
+
+// Kubeconfig is how the host's users reach the cluster.
+func (s Site) Kubeconfig(c Cluster) (kubeconfig.Config, error) {
+	admin, err := kubeconfig.Client(s.admin(c), nil)
+	if err != nil {
+		return kubeconfig.Config{}, err
+	}
+	return kubeconfig.Config{
+		Name: c.Context(), Server: c.URL(),
+		CA: admin.CAData, CAFile: admin.CAFile, Cert: admin.CertData, CertFile: admin.CertFile, Key: admin.KeyData, KeyFile: admin.KeyFile,
+	}, nil
+}
+
+// Context is what the cluster is called in a kubeconfig.
+func (c Cluster) Context() string { return ContextOf(c.Name) }
+
+// ContextOf is Context by the cluster's name.
+func ContextOf(name string) string { return "podo-" + name }

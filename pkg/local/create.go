@@ -1,0 +1,197 @@
+package local
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/podo-dev/podo/pkg/paths"
+)
+
+// Options say how a cluster is made.
+type Options struct {
+	Wait   time.Duration // for nodes to be Ready; not at all if zero
+	Retain bool          // leave what was made if it fails
+
+	Registry     bool // give the cluster a registry of images
+	RegistryPort int  // of the host's loopback; one that is free if zero
+}
+
+// ErrInterrupted means that somebody did not want to wait.
+var ErrInterrupted = errors.New("interrupted")
+
+// Create makes a cluster and starts it. What was made of one that fails is removed.
+func (s Site) Create(ctx context.Context, name string, f File, o Options) (Cluster, error) {
+	if err := checkName(name); err != nil {
+		return Cluster{}, Unfit{fmt.Errorf("name: %w", err)}
+	}
+	c, release, err := s.begin(ctx, name, f, o)
+	if err != nil {
+		return c, err
+	}
+	defer release()
+	err = s.make(ctx, c, o.Wait)
+	if ctx.Err() != nil {
+		err = ErrInterrupted
+	}
+	if err == nil || o.Retain {
+		return c, err
+	}
+	done := s.Step("Removing what was made")
+	gone := s.remove(context.WithoutCancel(ctx), name)
+	done(gone)
+	return c, errors.Join(err, gone)
+}
+
+// begin decides about a cluster and takes its name, its network and its ports, one
+// cluster at a time.
+func (s Site) begin(ctx context.Context, name string, f File, o Options) (Cluster, func(), error) {
+	var c Cluster
+	if err := os.MkdirAll(s.Dir, 0o700); err != nil {
+		return c, nil, err
+	}
+	all, err := hold(ctx, s.Dir)
+	if err != nil {
+		return c, nil, err
+	}
+	defer all()
+	if _, err := os.Stat(s.dir(name)); !errors.Is(err, fs.ErrNotExist) {
+		return c, nil, errors.Join(err, fmt.Errorf("there is a cluster %q already; remove it with: podo cluster delete --name %[1]s", name))
+	}
+	c, err = s.decide(name, f)
+	if err == nil && o.Registry {
+		var at netip.AddrPort
+		at, err = listen(netip.AddrFrom4([4]byte{127, 0, 0, 1}), int32(o.RegistryPort), "tcp")
+		c.Registry = at.Port()
+	}
+	if err != nil {
+		_ = os.Remove(s.Dir) // which is empty if this is the first
+		return c, nil, err
+	}
+	if err := os.MkdirAll(filepath.Join(s.dir(name), "nodes"), 0o700); err != nil {
+		return c, nil, err
+	}
+	release, err := hold(ctx, s.dir(name))
+	if err != nil {
+		return c, nil, err
+	}
+	return c, release, s.save(c)
+}
+
+// hold locks a folder until release is called. One that somebody else has is waited for.
+func hold(ctx context.Context, dir string) (release func(), err error) {
+	f, err := os.Open(dir)
+	if err != nil {
+		return nil, err
+	}
+	for {
+		err = unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+		if err == nil {
+			return func() {
+				_ = unix.Flock(int(f.Fd()), unix.LOCK_UN) // a process that is being started may have the file too
+				f.Close()
+			}, nil
+		}
+		if !errors.Is(err, unix.EWOULDBLOCK) || ctx.Err() != nil {
+			f.Close()
+			return nil, fmt.Errorf("lock %s: %w", dir, errors.Join(err, ctx.Err()))
+		}
+		select {
+		case <-ctx.Done():
+		case <-time.After(100 * time.Millisecond):
+		}
+	}
+}
+
+// make takes a cluster from its decision to nodes that are Ready.
+func (s Site) make(ctx context.Context, c Cluster, wait time.Duration) error {
+	done := s.Step(fmt.Sprintf("Preparing %s", plural(len(c.Nodes), "node")))
+	err := s.tools(ctx)
+	if err == nil {
+		err = s.each(c.Nodes, func(n Node) error { return s.prepare(ctx, c, n) })
+	}
+	done(err)
+	if err != nil {
+		return err
+	}
+	return s.up(ctx, c, wait)
+}
+
+// up starts a cluster whose files are there.
+func (s Site) up(ctx context.Context, c Cluster, wait time.Duration) error {
+	done := s.Step(fmt.Sprintf("Starting the control plane (%s)", strings.Join(texts(c.Ranges), ", ")))
+	begins := c.servers()[0]
+	err := c.raise(ctx)
+	if err == nil {
+		err = together(
+			func() error { return s.open(ctx, c) },
+			func() error { return s.each([]Node{begins}, func(n Node) error { return s.launch(ctx, c, n, "") }) })
+	}
+	if err == nil {
+		err = s.answers(ctx, c, begins)
+	}
+	if err == nil {
+		err = s.announce(ctx, c)
+	}
+	done(err)
+	if err != nil {
+		return err
+	}
+	var rest []Node
+	for _, n := range c.Nodes {
+		if n.Name != begins.Name {
+			rest = append(rest, n)
+		}
+	}
+	if len(rest) > 0 {
+		done = s.Step(fmt.Sprintf("Joining %s", plural(len(rest), "more node")))
+		err = s.each(rest, func(n Node) error { return s.enlist(ctx, c, n) })
+		done(err)
+	}
+	if err != nil {
+		return err
+	}
+	return s.settle(ctx, c, nil, wait)
+}
+
+// settle waits until all nodes are Ready, which without podo's pod network they are when
+// somebody installs another. Woken is when nodes that were known before were turned on.
+func (s Site) settle(ctx context.Context, c Cluster, woken map[string]time.Time, wait time.Duration) error {
+	if wait == 0 || c.Shared["flannel-backend"] == "none" {
+		return nil
+	}
+	done := s.Step("Waiting until all nodes are Ready")
+	err := s.ready(ctx, c, c.Nodes, woken, wait)
+	done(err)
+	return err
+}
+
+// enlist starts a node with the token that lets it join.
+func (s Site) enlist(ctx context.Context, c Cluster, n Node) error {
+	begins := c.servers()[0]
+	file := paths.New(paths.DefaultData).AgentToken()
+	if n.Role == ControlPlane {
+		file = paths.New(paths.DefaultData).Token()
+	}
+	token, err := os.ReadFile(s.on(c.Name, begins.Name, file))
+	if err != nil {
+		return err
+	}
+	return s.launch(ctx, c, n, strings.TrimSpace(string(token)))
+}
+
+// launch starts a node for the first time.
+func (s Site) launch(ctx context.Context, c Cluster, n Node, token string) error {
+	if err := s.configure(c, n, token); err != nil {
+		return err
+	}
+	return s.boot(c, n)
+}

@@ -1,0 +1,327 @@
+package local
+
+import (
+	"errors"
+	"fmt"
+	"maps"
+	"net/netip"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+
+	"go.yaml.in/yaml/v3"
+
+	"github.com/podo-dev/podo/pkg/config"
+	"github.com/podo-dev/podo/pkg/configfile"
+	"github.com/podo-dev/podo/pkg/payload"
+	"github.com/podo-dev/podo/pkg/version"
+)
+
+// serverTaint keeps pods off control planes where there are workers to run them.
+const serverTaint = "node-role.kubernetes.io/control-plane=:NoSchedule"
+
+// decide makes a cluster of a file. It looks at this machine and changes nothing.
+func (s Site) decide(name string, f File) (Cluster, error) {
+	c := Cluster{Name: name, Search: f.Networking.DNSSearch, Shared: Settings{}, Common: Settings{}}
+	families := map[string][]bool{"": {false}, "ipv4": {false}, "ipv6": {true}, "dual": {false, true}}[f.Networking.Family]
+	var errs []error
+	blame := func(place string, err error) {
+		if err != nil {
+			errs = append(errs, fmt.Errorf("%s%w", place, err))
+		}
+	}
+	pods, services, err := ranges(f.Networking, families)
+	blame("", unfit(err))
+	c.Shared.add("cluster-cidr", texts(pods)...)
+	c.Shared.add("service-cidr", texts(services)...)
+	if slices.Contains(families, true) {
+		c.Shared["flannel-ipv6-masq"] = true
+	}
+	if f.Networking.NoCNI {
+		c.Shared["flannel-backend"] = "none"
+	}
+	switch f.Networking.ProxyMode {
+	case "none":
+		c.Shared["disable-kube-proxy"] = true
+	case "iptables":
+		c.Common.add("kube-proxy-arg", "proxy-mode=iptables")
+		if _, err := exec.LookPath("iptables"); err != nil {
+			blame("networking.kubeProxyMode: ", Unfit{errors.New("iptables: this machine does not have the program, which nodes would run; install it, or leave the line out for nftables")})
+		}
+	}
+	for gate, on := range f.FeatureGates {
+		c.Common.gate(gate, strconv.FormatBool(on))
+	}
+	if len(f.RuntimeConfig) > 0 {
+		c.Shared.add("kube-apiserver-arg", "runtime-config="+pairs(f.RuntimeConfig))
+	}
+	blame("", unfit(c.trust(f.ContainerdPatches)))
+	address := netip.AddrFrom4([4]byte{127, 0, 0, 1})
+	if slices.Equal(families, []bool{true}) {
+		address = netip.IPv6Loopback()
+	}
+	if a := f.Networking.APIAddress; a != "" {
+		address, _ = netip.ParseAddr(a)
+	}
+	c.API, err = listen(address, f.Networking.APIPort, "tcp")
+	blame("networking.apiServerPort: ", err)
+	if !address.IsLoopback() && !address.IsUnspecified() {
+		c.Shared.add("tls-san", address.String())
+	}
+	blame("", s.populate(&c, f))
+	blame("", c.apart())
+	if len(errs) > 0 {
+		return c, errors.Join(errs...)
+	}
+	if c.Index, c.Ranges, err = s.choose(families, slices.Concat(pods, services)); err != nil {
+		return c, err
+	}
+	return c, c.verify()
+}
+
+// apart says which ports of the host were given away twice.
+func (c Cluster) apart() error {
+	type door struct {
+		where, protocol string
+		at              netip.AddrPort
+	}
+	doors := []door{{"networking.apiServerPort", "tcp", c.API}}
+	for i, n := range c.Nodes {
+		for j, p := range n.Ports {
+			doors = append(doors, door{fmt.Sprintf("nodes[%d].extraPortMappings[%d].hostPort", i, j), p.Protocol, p.Listen})
+		}
+	}
+	var errs []error
+	for i, d := range doors {
+		for _, other := range doors[:i] {
+			everywhere := d.at.Addr().IsUnspecified() || other.at.Addr().IsUnspecified()
+			if d.protocol == other.protocol && d.at.Port() == other.at.Port() && (everywhere || d.at.Addr() == other.at.Addr()) {
+				errs = append(errs, fmt.Errorf("%s: %s port %s is that of %s too; choose another", d.where, strings.ToUpper(d.protocol), d.at, other.where))
+			}
+		}
+	}
+	return unfit(errors.Join(errs...))
+}
+
+// verify has podo judge the settings of every node, as it would when it starts there. What
+// several nodes have is complained about once.
+func (c Cluster) verify() error {
+	var errs []error
+	seen := map[string]bool{}
+	for _, n := range c.Nodes {
+		text, err := yaml.Marshal(map[string]any(c.settings(n)))
+		if err != nil {
+			return err
+		}
+		settings, err := configfile.Parse(n.Name, text)
+		for i := range settings {
+			settings[i].Origin = ""
+		}
+		cfg := config.Default()
+		if n.Role == ControlPlane {
+			_, e := config.Resolve(&cfg, settings)
+			err = errors.Join(err, e)
+		} else {
+			_, e := config.ResolveAgent(&cfg.Node, settings)
+			err = errors.Join(err, e)
+		}
+		if err == nil {
+			continue
+		}
+		for line := range strings.SplitSeq(err.Error(), "\n") {
+			if !seen[line] {
+				errs, seen[line] = append(errs, fmt.Errorf("node %s: %s", n.Name, line)), true
+			}
+		}
+	}
+	return unfit(errors.Join(errs...))
+}
+
+// populate adds the nodes of a file. Every mistake in them is in the error.
+func (s Site) populate(c *Cluster, f File) error {
+	nodes := f.Nodes
+	if len(nodes) == 0 {
+		nodes = []NodeFile{{Role: ControlPlane}}
+	}
+	workers := 0
+	for i, n := range nodes {
+		if n.Role == "" {
+			nodes[i].Role = ControlPlane
+		}
+		if n.Role == Worker {
+			workers++
+		}
+	}
+	var errs []error
+	for i, n := range nodes {
+		at := fmt.Sprintf("nodes[%d]", i)
+		made := s.newNode(*c, n.Role)
+		if n.Role == ControlPlane && workers > 0 {
+			made.Settings.add("node-taint", serverTaint)
+		}
+		if err := s.equip(&made, n, f.Networking.Family == "ipv6", at); err != nil {
+			errs = append(errs, err)
+		}
+		isFirst := n.Role == ControlPlane && len(c.servers()) == 0
+		whole := patches{cluster: c, node: &made, first: isFirst, whole: true}
+		own := patches{cluster: c, node: &made, first: isFirst}
+		// What is said of all nodes is read once for each, and complained about once.
+		if err := whole.lay(f.KubeadmPatches, "kubeadmConfigPatches"); err != nil && i == 0 {
+			errs = append(errs, err)
+		}
+		errs = append(errs, own.lay(n.KubeadmPatches, at+".kubeadmConfigPatches"))
+		if slices.Contains(c.names(), made.Name) {
+			errs = append(errs, Unfit{fmt.Errorf("%s: another node is called %s too", at, made.Name)})
+		}
+		c.Nodes = append(c.Nodes, made)
+	}
+	if len(c.servers()) > 1 || c.Shared["etcd-arg"] != nil {
+		for i, n := range c.Nodes {
+			if n.Name == c.servers()[0].Name {
+				c.Nodes[i].Settings["cluster-init"] = true
+			}
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// newNode is one more node, with the name that kind would give it.
+func (s Site) newNode(c Cluster, role Role) Node {
+	number := first
+	for _, n := range c.Nodes {
+		number = max(number, n.Number+1)
+	}
+	name, taken := c.Name+"-"+string(role), append(c.names(), c.Gone...)
+	for i := 2; slices.Contains(taken, name); i++ {
+		name = fmt.Sprintf("%s-%s%d", c.Name, role, i)
+	}
+	return Node{Name: name, Role: role, Number: number, Podo: s.Exe, Settings: Settings{}}
+}
+
+// equip gives a node what is said of it alone. Its ports are open to all of the family
+// that the cluster has, if no address is given.
+func (s Site) equip(n *Node, f NodeFile, v6 bool, at string) error {
+	var errs []error
+	for _, k := range slices.Sorted(maps.Keys(f.Labels)) {
+		n.Settings.add("node-label", k+"="+f.Labels[k])
+	}
+	for _, m := range f.Mounts {
+		from, err := filepath.Abs(m.Host)
+		if err != nil {
+			return err
+		}
+		follow, _ := propagation(m.Propagation)
+		n.Mounts = append(n.Mounts, Mount{From: from, To: filepath.Clean(m.Container), ReadOnly: m.ReadOnly, Follow: follow})
+	}
+	for i, p := range f.Ports {
+		at := fmt.Sprintf("%s.extraPortMappings[%d]", at, i)
+		protocol := strings.ToLower(p.Protocol)
+		if protocol == "" {
+			protocol = "tcp"
+		}
+		address := netip.IPv4Unspecified()
+		if v6 {
+			address = netip.IPv6Unspecified()
+		}
+		if p.Address != "" {
+			address, _ = netip.ParseAddr(p.Address)
+		}
+		to, err := listen(address, p.Host, protocol)
+		if err != nil {
+			errs = append(errs, fmt.Errorf("%s.hostPort: %w", at, err))
+		}
+		n.Ports = append(n.Ports, Port{Listen: to, Port: uint16(p.Container), Protocol: protocol})
+	}
+	podo, err := s.binary(f.Image)
+	if err != nil {
+		errs = append(errs, Unfit{fmt.Errorf("%s.image: %w", at, err)})
+	}
+	n.Podo = podo
+	return errors.Join(errs...)
+}
+
+// binary is the podo that an image stands for: a file, or a version that is ours.
+func (s Site) binary(image string) (string, error) {
+	if slices.Contains([]string{"", version.Podo(), version.Kubernetes()}, image) {
+		return s.Exe, nil
+	}
+	if !strings.Contains(image, "/") || strings.HasPrefix(image, "kindest/") {
+		return "", fmt.Errorf("%q: nodes are no images here; this podo is %s with Kubernetes %s; for another, give the path of its binary", image, version.Podo(), version.Kubernetes())
+	}
+	path, err := filepath.Abs(image)
+	if err != nil {
+		return "", err
+	}
+	if _, err := payload.Open(path); err != nil {
+		return "", fmt.Errorf("%q is not the path of a podo: %w", image, err)
+	}
+	return path, nil
+}
+
+// ranges are those of pods and services, one for each family.
+func ranges(n Networking, families []bool) (pods, services []netip.Prefix, err error) {
+	pods, _ = subnets(n.PodSubnet)
+	services, _ = subnets(n.ServiceSubnet)
+	usual := func(given []netip.Prefix, v4, v6 string) []netip.Prefix {
+		if len(given) > 0 {
+			return given
+		}
+		var out []netip.Prefix
+		for _, six := range families {
+			if six {
+				out = append(out, netip.MustParsePrefix(v6))
+			} else {
+				out = append(out, netip.MustParsePrefix(v4))
+			}
+		}
+		return out
+	}
+	pods = usual(pods, "10.42.0.0/16", "fd42::/56")
+	services = usual(services, "10.43.0.0/16", "fd43::/112")
+	var errs []error
+	for _, r := range []struct {
+		name string
+		list []netip.Prefix
+	}{{"podSubnet", pods}, {"serviceSubnet", services}} {
+		var has []bool
+		for _, p := range r.list {
+			has = append(has, p.Addr().Is6())
+		}
+		if !slices.Equal(has, families) {
+			errs = append(errs, fmt.Errorf("networking.%s: %s does not fit ipFamily: give one range of each family, in its order", r.name, strings.Join(texts(r.list), ",")))
+		}
+	}
+	if overlap(pods, services) {
+		errs = append(errs, fmt.Errorf("networking: podSubnet %s and serviceSubnet %s overlap", strings.Join(texts(pods), ","), strings.Join(texts(services), ",")))
+	}
+	return pods, services, errors.Join(errs...)
+}
+
+func texts[T fmt.Stringer](list []T) []string {
+	var out []string
+	for _, v := range list {
+		out = append(out, v.String())
+	}
+	return out
+}
+
+// pairs joins a mapping as components' flags take it.
+func pairs(m map[string]string) string {
+	var out []string
+	for _, k := range slices.Sorted(maps.Keys(m)) {
+		out = append(out, k+"="+m[k])
+	}
+	return strings.Join(out, ",")
+}
+
+// gate switches a feature of Kubernetes.
+func (s Settings) gate(name, value string) {
+	gates, _ := s["feature-gates"].(map[string]string)
+	if gates == nil {
+		gates = map[string]string{}
+	}
+	gates[name] = value
+	s["feature-gates"] = gates
+}

@@ -1,0 +1,313 @@
+package local
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
+	"reflect"
+	"strings"
+	"testing"
+)
+
+const head = "kind: Cluster\napiVersion: kind.x-k8s.io/v1alpha4\n"
+
+// TestMistakes: each is told with its place, and all of them at once.
+func TestMistakes(t *testing.T) {
+	tests := map[string]struct {
+		in   string
+		want []string
+	}{
+		"another version": {
+			in:   "kind: Cluster\napiVersion: kind.x-k8s.io/v1alpha3\n",
+			want: []string{`apiVersion: "kind.x-k8s.io/v1alpha3", want kind.x-k8s.io/v1alpha4`},
+		},
+		"nothing said": {in: "{}\n", want: []string{`kind: "", want Cluster`, `apiVersion: ""`}},
+		"a list":       {in: "- a\n", want: []string{"it is not a mapping"}},
+		"no YAML":      {in: head + "nodes: [", want: []string{"line 3"}},
+		"unknown fields, everywhere": {
+			in:   head + "node: []\nnodes:\n- role: worker\n  extraPortMapping: []\n- rol: control-plane\nnetworking:\n  podsubnet: x\n",
+			want: []string{"line 3: node: there is no such field; did you mean nodes?", "line 6: nodes[0].extraPortMapping: there is no such field; did you mean extraPortMappings?", "line 7: nodes[1].rol: there is no such field; did you mean role?", "line 9: networking.podsubnet: there is no such field; did you mean podSubnet?"},
+		},
+		"a role":       {in: head + "nodes:\n- role: master\n", want: []string{`nodes[0].role: "master", want control-plane or worker`}},
+		"no server":    {in: head + "nodes:\n- role: worker\n", want: []string{"none has the role control-plane"}},
+		"a wrong type": {in: head + "nodes: 3\n", want: []string{`line 3: want a list; "3" is none`}},
+		"wrong values": {
+			in:   head + "featureGates: {A: maybe}\nnetworking: {apiServerPort: many, disableDefaultCNI: 2}\n",
+			want: []string{`line 3: want true or false; "maybe" is none`, `line 4: want a number; "many" is none`, "line 4: want true or false"},
+		},
+		"two documents": {in: head + "---\n" + head, want: []string{"another document begins; a file holds one cluster"}},
+		"bits of a host": {
+			in:   head + "networking: {podSubnet: 10.10.0.5/16}\n",
+			want: []string{"networking.podSubnet: 10.10.0.5/16 is an address and no range; 10.10.0.0/16 has it"},
+		},
+		"mounts over the machine": {
+			in:   head + "nodes:\n- extraMounts: [{hostPath: /a, containerPath: /proc/sys}, {hostPath: /a, containerPath: /etc/}]\n",
+			want: []string{"extraMounts[0].containerPath: /proc/sys is what makes the node a machine", "extraMounts[1].containerPath: /etc/ is"},
+		},
+		"two of a name": {in: head + "name: a\nname: b\n", want: []string{`"name" already defined`}},
+		"overlap": {
+			in:   head + "networking:\n  podSubnet: 10.0.0.0/8\n  serviceSubnet: 10.1.0.0/16\n",
+			want: []string{"networking.serviceSubnet: 10.1.0.0/16 overlaps with podSubnet 10.0.0.0/8"},
+		},
+		"what podo has not": {
+			in: head + "kubeadmConfigPatchesJSON6902: [{group: x, version: y, kind: z, patch: a}]\nnetworking: {kubeProxyMode: ipvs}\n" +
+				"nodes:\n- extraMounts: [{hostPath: a, containerPath: /b, selinuxRelabel: true}]\n  extraPortMappings: [{containerPort: 1, protocol: SCTP}]\n",
+			want: []string{"kubeadmConfigPatchesJSON6902: podo has no kubeadm", "kubeProxyMode: ipvs:", "selinuxRelabel: podo does not label", "protocol: SCTP: podo passes on TCP and UDP"},
+		},
+		"ports": {
+			in:   head + "nodes:\n- extraPortMappings:\n  - hostPort: 70000\n  - containerPort: 1\n    listenAddress: here\n    protocol: ICMP\n",
+			want: []string{"extraPortMappings[0].containerPort: is missing", "extraPortMappings[0].hostPort: 70000 is no port", `listenAddress: "here" is not an IP address`, `protocol: "ICMP"`},
+		},
+		"mounts": {
+			in:   head + "nodes:\n- extraMounts:\n  - containerPath: here\n    propagation: Both\n",
+			want: []string{`containerPath: "here" is not an absolute path`, "hostPath: is missing", `propagation: "Both"`},
+		},
+		"a name": {in: head + "name: A_b\n", want: []string{`name: "A_b" is not a name for a cluster`}},
+	}
+	for name, tt := range tests {
+		t.Run(name, func(t *testing.T) {
+			_, err := Parse("c.yaml", []byte(tt.in))
+			var unfit Unfit
+			if !errors.As(err, &unfit) {
+				t.Fatalf("Parse: %v, want an error that can never be mended by another try", err)
+			}
+			for _, w := range tt.want {
+				if !strings.Contains(err.Error(), w) {
+					t.Errorf("nothing of %q in:\n%v", w, err)
+				}
+			}
+			for line := range strings.Lines(err.Error()) {
+				if !strings.HasPrefix(line, "c.yaml: ") {
+					t.Errorf("a line without its file: %s", line)
+				}
+			}
+		})
+	}
+}
+
+// settled is a cluster as it would be made of a file, on the first network.
+func settled(t *testing.T, f File) (Cluster, error) {
+	t.Helper()
+	s := Site{Dir: t.TempDir(), Exe: "/usr/local/bin/podo"}
+	return s.decide("c", f)
+}
+
+// TestSettings: what is said in a file reaches podo's settings on each node.
+func TestSettings(t *testing.T) {
+	tests := map[string]struct {
+		file string
+		want map[string]map[string]any // by node and setting
+	}{
+		"one.yaml": {want: map[string]map[string]any{
+			"c-control-plane": {"node-taint": []string{serverTaint}, "cluster-cidr": []string{"10.42.0.0/16"}, "cluster-init": nil, "server": nil},
+			"c-worker":        {"node-taint": nil, "cluster-cidr": nil, "token-file": tokenFile},
+		}},
+		"ingress.yaml": {want: map[string]map[string]any{
+			"c-control-plane": {"node-label": []string{"ingress-ready=true"}, "node-taint": nil},
+		}},
+		"zones.yaml": {want: map[string]map[string]any{
+			"c-control-plane": {
+				"node-label": []string{"tier=control"}, "cluster-cidr": []string{"10.10.0.0/16"}, "service-cidr": []string{"10.200.1.0/24"},
+				"kube-apiserver-arg": []string{"runtime-config=api/all=true"}, "bind-address": "0.0.0.0",
+				"kube-controller-manager-arg": []string{"bind-address=0.0.0.0"}, "kube-scheduler-arg": []string{"bind-address=0.0.0.0"},
+				"etcd-expose-metrics": true, "cluster-init": true, "kube-proxy-arg": []string{"metrics-bind-address=0.0.0.0:10249"},
+				"feature-gates": map[string]string{"InPlacePodVerticalScaling": "true", "MultiCIDRServiceAllocator": "true"},
+			},
+			"c-worker2": {
+				"node-label": []string{"topology.kubernetes.io/zone=zone-b"}, "kube-scheduler-arg": nil,
+				"feature-gates": map[string]string{"InPlacePodVerticalScaling": "true", "MultiCIDRServiceAllocator": "true"},
+			},
+		}},
+	}
+	for name, tt := range tests {
+		t.Run(name, func(t *testing.T) {
+			text, err := os.ReadFile(filepath.Join("testdata", name))
+			if err != nil {
+				t.Fatal(err)
+			}
+			f, err := Parse(name, text)
+			if err != nil {
+				t.Fatal(err)
+			}
+			for i := range f.Nodes {
+				for j := range f.Nodes[i].Ports {
+					f.Nodes[i].Ports[j].Host = 0 // those of the file may be taken here
+				}
+			}
+			c, err := settled(t, f)
+			if err != nil {
+				t.Fatal(err)
+			}
+			for node, want := range tt.want {
+				n, err := c.find(node)
+				if err != nil {
+					t.Fatal(err)
+				}
+				got := c.settings(n)
+				for setting, w := range want {
+					if show(got[setting]) != show(w) {
+						t.Errorf("%s: %s is %v, want %v", node, setting, got[setting], w)
+					}
+				}
+			}
+		})
+	}
+}
+
+func show(v any) string { return fmt.Sprint(v) }
+
+// TestPatches: what kubeadm's objects say is podo's setting, or refused by name.
+func TestPatches(t *testing.T) {
+	tests := map[string]struct {
+		patch string
+		node  bool // said of the second node, a worker, rather than of all
+		of    string
+		want  map[string]any
+		err   string
+	}{
+		"flags as a list": {
+			patch: "kind: ClusterConfiguration\napiVersion: kubeadm.k8s.io/v1beta4\napiServer:\n  certSANs: [me.example]\n  extraArgs:\n  - {name: audit-log-maxage, value: '3'}\n",
+			of:    "c-control-plane", want: map[string]any{"kube-apiserver-arg": []string{"audit-log-maxage=3"}, "tls-san": []string{"me.example"}},
+		},
+		"gates and verbosity are one for all": {
+			patch: "kind: ClusterConfiguration\nscheduler: {extraArgs: {feature-gates: 'A=true,B=false', v: '4'}}\n",
+			of:    "c-control-plane", want: map[string]any{"feature-gates": map[string]string{"A": "true", "B": "false"}, "v": 4, "kube-scheduler-arg": nil},
+		},
+		"a worker": {
+			patch: "kind: JoinConfiguration\nnodeRegistration:\n  name: edge\n  kubeletExtraArgs: {node-labels: 'a=b,c=d', max-pods: '9'}\n  taints: [{key: k, value: v, effect: NoExecute}]\n",
+			node:  true, of: "edge", want: map[string]any{"node-label": []string{"a=b", "c=d"}, "kubelet-arg": []string{"config=" + kubeletFile, "max-pods=9"}, "node-taint": []string{"k=v:NoExecute"}},
+		},
+		"no taints": {
+			patch: "kind: InitConfiguration\nnodeRegistration: {taints: []}\n",
+			of:    "c-control-plane", want: map[string]any{"node-taint": []string{}},
+		},
+		"kubelet": {
+			patch: "kind: KubeletConfiguration\nmaxPods: 9\nfeatureGates: {G: true}\n",
+			of:    "c-worker", want: map[string]any{"kubelet-arg": []string{"config=" + kubeletFile}, "feature-gates": map[string]string{"G": "true"}},
+		},
+		"proxy": {
+			patch: "kind: KubeProxyConfiguration\nmode: iptables\nconntrack: {maxPerCore: 0}\n",
+			of:    "c-worker", want: map[string]any{"kube-proxy-arg": []string{"proxy-mode=iptables", "conntrack-max-per-core=0"}},
+		},
+		"another kind":         {patch: "kind: Pod\n", err: `kubeadmConfigPatches[0]: kind: "Pod" is none that podo knows`},
+		"what is not read":     {patch: "kind: ClusterConfiguration\napiServer: {extraVolumes: []}\n", err: "kubeadmConfigPatches[0]: line 2: apiServer.extraVolumes: podo has no kubeadm"},
+		"init of a worker":     {patch: "kind: InitConfiguration\n", node: true, err: "nodes[1].kubeadmConfigPatches[0]: kind: InitConfiguration: means nothing to this node"},
+		"a cluster's, of one":  {patch: "kind: ClusterConfiguration\n", node: true, err: "belongs to the cluster"},
+		"two nodes of a name":  {patch: "kind: JoinConfiguration\nnodeRegistration: {name: c-control-plane}\n", node: true, err: "nodes[1]: another node is called c-control-plane too"},
+		"verbosity, no number": {patch: "kind: ClusterConfiguration\nscheduler: {extraArgs: {v: high}}\n", err: `v: "high" is not a number`},
+	}
+	for name, tt := range tests {
+		t.Run(name, func(t *testing.T) {
+			f := File{Nodes: []NodeFile{{Role: ControlPlane}, {Role: Worker}}}
+			if tt.node {
+				f.Nodes[1].KubeadmPatches = []string{tt.patch}
+			} else {
+				f.KubeadmPatches = []string{tt.patch}
+			}
+			c, err := settled(t, f)
+			if tt.err != "" {
+				if err == nil || !strings.Contains(err.Error(), tt.err) {
+					t.Errorf("got %v, want an error with %q", err, tt.err)
+				}
+				return
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			n, err := c.find(tt.of)
+			if err != nil {
+				t.Fatal(err)
+			}
+			for setting, w := range tt.want {
+				if got := c.settings(n)[setting]; show(got) != show(w) {
+					t.Errorf("%s is %v, want %v", setting, got, w)
+				}
+			}
+		})
+	}
+}
+
+// TestRefusals: a decision fails before anything is made.
+func TestRefusals(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	port := l.Addr().(*net.TCPAddr).Port
+	tests := map[string]struct {
+		file File
+		err  string
+	}{
+		"a port that is taken":   {File{Nodes: []NodeFile{{Ports: []PortFile{{Container: 80, Host: int32(port), Address: "127.0.0.1"}}}}}, "nodes[0].extraPortMappings[0].hostPort: another program has TCP port"},
+		"the API's":              {File{Networking: Networking{APIPort: int32(port)}}, "networking.apiServerPort: another program has TCP port"},
+		"an image of kind's":     {File{Nodes: []NodeFile{{Image: "kindest/node:v1.30.0"}}}, "nodes are no images here"},
+		"a file that is no podo": {File{Nodes: []NodeFile{{Image: "/bin/sh"}}}, `"/bin/sh" is not the path of a podo`},
+		"a file that is missing": {File{Nodes: []NodeFile{{Image: "/nowhere/podo"}}}, "no such file"},
+		"one family of two":      {File{Networking: Networking{Family: "dual", PodSubnet: "10.1.0.0/16"}}, "networking.podSubnet: 10.1.0.0/16 does not fit ipFamily"},
+		"overlaps a default":     {File{Networking: Networking{PodSubnet: "10.43.0.0/20"}}, "overlap"},
+		"a port of two":          {File{Nodes: []NodeFile{{Ports: []PortFile{{Container: 80, Host: 28099}, {Container: 81, Host: 28099, Address: "127.0.0.1"}}}}}, "nodes[0].extraPortMappings[1].hostPort: TCP port 127.0.0.1:28099 is that of nodes[0].extraPortMappings[0].hostPort too"},
+		"one that is the API's":  {File{Networking: Networking{APIPort: 28098}, Nodes: []NodeFile{{Ports: []PortFile{{Container: 80, Host: 28098}}}}}, "is that of networking.apiServerPort too"},
+		"a label":                {File{Nodes: []NodeFile{{Labels: map[string]string{"bad label": "x"}}}}, `node c-control-plane: node-label: "bad label=x": key must be`},
+		"a taint":                {File{KubeadmPatches: []string{"kind: InitConfiguration\nnodeRegistration: {taints: [{key: a, effect: Foo}]}"}}, `node-taint: "a=:Foo"`},
+		"the nodes' own range":   {File{Networking: Networking{PodSubnet: "10.111.0.0/16"}}, "leave nothing of 10.111.0.0/16"},
+		"more of kubeadm's":      {File{KubeadmPatches: []string{"kind: ClusterConfiguration\nimageRepository: x"}}, "imageRepository: podo has no kubeadm, and cannot do what this says; of this object it reads apiServer, controllerManager, scheduler, etcd, networking"},
+		"containerd's settings":  {File{ContainerdPatches: []string{"[plugins.x]\na = 1\n"}}, "containerdConfigPatches[0]: plugins.x.a: podo reads what concerns registries alone"},
+	}
+	for name, tt := range tests {
+		t.Run(name, func(t *testing.T) {
+			if _, err := settled(t, tt.file); err == nil || !strings.Contains(err.Error(), tt.err) {
+				t.Errorf("got %v, want an error with %q", err, tt.err)
+			}
+		})
+	}
+}
+
+// TestRefusedAtOnce: mistakes of several kinds are told together.
+func TestRefusedAtOnce(t *testing.T) {
+	_, err := settled(t, File{
+		Networking:        Networking{Family: "dual", PodSubnet: "10.1.0.0/16"},
+		ContainerdPatches: []string{"x ["},
+		Nodes:             []NodeFile{{Image: "/nowhere/podo"}},
+	})
+	for _, want := range []string{"networking.podSubnet", "containerdConfigPatches[0]", "nodes[0].image"} {
+		if err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("nothing of %q in: %v", want, err)
+		}
+	}
+}
+
+// TestTrust: what kind's users write of registries, in both forms that it has had.
+func TestTrust(t *testing.T) {
+	var c Cluster
+	err := c.trust([]string{
+		"[plugins.\"io.containerd.grpc.v1.cri\".registry]\n  config_path = \"/etc/containerd/certs.d\"\n",
+		"version = 2\n[plugins.\"io.containerd.cri.v1.images\".registry.mirrors.\"docker.io\"]\n  endpoint = [\"http://10.0.0.9:5000\", \"http://10.0.0.8\"]\n",
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := Cluster{Hosts: "/etc/containerd/certs.d", Registries: []Registry{{Host: "docker.io", Endpoints: []string{"http://10.0.0.9:5000", "http://10.0.0.8"}}}}
+	if !reflect.DeepEqual(c, want) {
+		t.Errorf("got %+v, want %+v", c, want)
+	}
+	for _, bad := range []string{"config_path = \"certs.d\"", "config_path = 3", "other = \"/x\""} {
+		if err := c.trust([]string{"[plugins.\"io.containerd.grpc.v1.cri\".registry]\n" + bad}); err == nil {
+			t.Errorf("%s: no error", bad)
+		}
+	}
+}
+
+// TestKubelet: what podo chooses for the kubelet gives way to what the user says.
+func TestKubelet(t *testing.T) {
+	for own, want := range map[string]string{
+		"": "NeverVerify", "imagePullCredentialsVerificationPolicy: AlwaysVerify\nmaxPods: 9\n": "AlwaysVerify",
+	} {
+		text, err := Node{Kubelet: own}.kubelet()
+		if err != nil || !strings.Contains(text, "imagePullCredentialsVerificationPolicy: "+want) || !strings.Contains(text, "kind: KubeletConfiguration") {
+			t.Errorf("%q becomes %q, %v", own, text, err)
+		}
+	}
+}

@@ -1,0 +1,277 @@
+package local
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/podo-dev/podo/pkg/kubeconfig"
+	"github.com/podo-dev/podo/pkg/machine"
+	"github.com/podo-dev/podo/pkg/paths"
+)
+
+// AddNode adds a node to a running cluster.
+func (s Site) AddNode(ctx context.Context, name string, f NodeFile, wait time.Duration) (Cluster, Node, error) {
+	c, release, err := s.running(ctx, name)
+	if err != nil {
+		return c, Node{}, err
+	}
+	defer release()
+	switch {
+	case f.Role != Worker && f.Role != ControlPlane:
+		return c, Node{}, Unfit{fmt.Errorf("--role: %q, want worker or control-plane", f.Role)}
+	case f.Role == ControlPlane && c.servers()[0].Settings["cluster-init"] == nil:
+		return c, Node{}, Unfit{fmt.Errorf("cluster %s was made with one control plane, which keeps its state in SQLite; a cluster that is made with two or more can have others added", name)}
+	}
+	n := s.newNode(c, f.Role)
+	if err := s.equip(&n, f, c.Addr(n).Is6(), "node"); err != nil {
+		return c, n, err
+	}
+	c.Nodes = append(c.Nodes, n)
+	done := s.Step("Adding " + n.Name)
+	err = s.add(ctx, c, n)
+	if err == nil {
+		err = s.stock(ctx, c, n)
+	}
+	done(err)
+	if err == nil && wait > 0 {
+		done := s.Step("Waiting until it is Ready")
+		err = s.ready(ctx, c, []Node{n}, nil, wait)
+		done(err)
+	}
+	if err == nil {
+		return c, n, nil
+	}
+	return c, n, errors.Join(err, s.drop(context.WithoutCancel(ctx), c, n))
+}
+
+func (s Site) add(ctx context.Context, c Cluster, n Node) error {
+	if err := s.save(c); err != nil {
+		return err
+	}
+	if err := s.prepare(ctx, c, n); err != nil {
+		return err
+	}
+	if err := s.acquaint(c); err != nil {
+		return err
+	}
+	if err := s.enlist(ctx, c, n); err != nil || n.Role != ControlPlane {
+		return err
+	}
+	return s.open(ctx, c)
+}
+
+// acquaint tells the nodes that run of those there are.
+func (s Site) acquaint(c Cluster) error {
+	return s.each(c.Nodes, func(n Node) error {
+		if s.seat(c.Name, n.Name).pid() == 0 {
+			return nil
+		}
+		return s.introduce(c, n)
+	})
+}
+
+// running loads and locks a cluster whose first server runs.
+func (s Site) running(ctx context.Context, name string) (Cluster, func(), error) {
+	c, err := s.Load(name)
+	if err != nil {
+		return c, nil, err
+	}
+	release, err := hold(ctx, s.dir(name))
+	if err != nil {
+		return c, nil, err
+	}
+	if c, err = s.Load(name); err == nil && s.lives(c, c.servers()[0]) != nil {
+		err = fmt.Errorf("cluster %s does not run; start it with: podo cluster start --name %[1]s", name)
+	}
+	if err != nil {
+		release()
+	}
+	return c, release, err
+}
+
+// RemoveNode takes a node out of a cluster. Unless forced it is drained first.
+func (s Site) RemoveNode(ctx context.Context, name, node string, force bool) error {
+	c, release, err := s.running(ctx, name)
+	if err != nil {
+		return err
+	}
+	defer release()
+	n, err := c.find(node)
+	if err != nil {
+		return err
+	}
+	if n.Name == c.servers()[0].Name {
+		return Unfit{fmt.Errorf("%s began the cluster, and others join by it; remove the cluster with: podo cluster delete --name %s", node, name)}
+	}
+	if err := s.tools(ctx); err != nil {
+		return err
+	}
+	if !force {
+		done := s.Step("Moving the pods of " + node)
+		err := s.drain(ctx, c, n)
+		done(err)
+		if err != nil {
+			return err
+		}
+	}
+	done := s.Step("Removing " + node)
+	err = s.drop(ctx, c, n)
+	done(err)
+	return err
+}
+
+// drain has kubectl move a node's pods, which respects disruption budgets.
+func (s Site) drain(ctx context.Context, c Cluster, n Node) error {
+	admin, err := s.Kubeconfig(c)
+	if err != nil {
+		return err
+	}
+	file := s.file(c.Name, "kubeconfig")
+	if err := kubeconfig.Write(file, admin, kubeconfig.DefaultMode); err != nil {
+		return err
+	}
+	out, err := exec.CommandContext(ctx, filepath.Join(s.Programs(), "kubectl"), "--kubeconfig", file, "--cache-dir", s.file(c.Name, "cache"),
+		"drain", n.Name, "--ignore-daemonsets", "--delete-emptydir-data", "--force", "--timeout=5m").CombinedOutput()
+	if err != nil {
+		return fmt.Errorf("drain %s: %w%s", n.Name, err, tail(string(out), 5))
+	}
+	return nil
+}
+
+// drop turns a node off and removes all of it.
+func (s Site) drop(ctx context.Context, c Cluster, n Node) error {
+	if err := s.halt(ctx, c.Name, n.Name, unix.SIGKILL); err != nil {
+		return err
+	}
+	client, err := s.client(c)
+	if err == nil {
+		err = client.CoreV1().Nodes().Delete(ctx, n.Name, metav1.DeleteOptions{})
+	}
+	if err != nil && !apierrors.IsNotFound(err) {
+		return fmt.Errorf("remove node %s from the cluster: %w", n.Name, err)
+	}
+	if err := os.RemoveAll(s.node(c.Name, n.Name, "")); err != nil {
+		return err
+	}
+	c.Nodes = slices.DeleteFunc(slices.Clone(c.Nodes), func(o Node) bool { return o.Name == n.Name })
+	c.Gone = append(c.Gone, n.Name)
+	if err := s.save(c); err != nil {
+		return err
+	}
+	if err := s.acquaint(c); err != nil {
+		return err
+	}
+	if n.Role == ControlPlane || len(n.Ports) > 0 {
+		return s.open(ctx, c)
+	}
+	return nil
+}
+
+// Exec runs a program on a node, with the terminal, the input and the output of this
+// process, and returns its *exec.ExitError.
+func (s Site) Exec(c Cluster, node string, args []string) error {
+	n, err := c.find(node)
+	if err != nil {
+		return err
+	}
+	pid := s.seat(c.Name, n.Name).pid()
+	if pid == 0 {
+		return off(c, node)
+	}
+	groups, err := machine.FindGroups()
+	if err != nil {
+		return err
+	}
+	var cmd *exec.Cmd
+	err = groups.Enter(groupOf(c.Name)+"/"+n.Name, pid, func() error {
+		path, err := lookPath(args[0])
+		if err != nil {
+			return err
+		}
+		cmd = &exec.Cmd{Path: path, Args: args, Env: append(environment(), "TERM=xterm"), Dir: "/root", Stdin: os.Stdin, Stdout: os.Stdout, Stderr: os.Stderr}
+		return cmd.Start()
+	})
+	if err != nil {
+		return fmt.Errorf("run %s on %s: %w", args[0], node, err)
+	}
+	return cmd.Wait()
+}
+
+// lookPath finds a program by the PATH of nodes.
+func lookPath(name string) (string, error) {
+	if strings.Contains(name, "/") {
+		return name, nil
+	}
+	for dir := range strings.SplitSeq(strings.TrimPrefix(environment()[0], "PATH="), ":") {
+		if path := filepath.Join(dir, name); unix.Access(path, unix.X_OK) == nil {
+			return path, nil
+		}
+	}
+	return "", exec.ErrNotFound
+}
+
+// ExportLogs copies what was logged on all nodes to a folder: a folder for each node, with
+// what podo wrote and the logs of pods.
+func (s Site) ExportLogs(ctx context.Context, c Cluster, dir string) error {
+	if err := copyTo(filepath.Join(dir, "cluster.json"), s.file(c.Name, "cluster.json")); err != nil {
+		return err
+	}
+	if err := copyTo(filepath.Join(dir, "ports.log"), s.file(c.Name, "ports.log")); err != nil {
+		return err
+	}
+	for _, n := range c.Nodes {
+		to := filepath.Join(dir, n.Name)
+		if err := copyTo(filepath.Join(to, "console.log"), s.node(c.Name, n.Name, "console")); err != nil {
+			return err
+		}
+		if err := copyTo(filepath.Join(to, "podo.log"), s.on(c.Name, n.Name, podoLog)); err != nil {
+			return err
+		}
+		pods := s.on(c.Name, n.Name, paths.PodLogs)
+		err := filepath.WalkDir(pods, func(path string, d fs.DirEntry, err error) error {
+			if err != nil || !d.Type().IsRegular() || ctx.Err() != nil {
+				return errors.Join(err, ctx.Err())
+			}
+			return copyTo(filepath.Join(to, "pods", strings.TrimPrefix(path, pods)), path)
+		})
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+	}
+	return nil
+}
+
+// copyTo copies a file, if there is one.
+func copyTo(to, from string) error {
+	in, err := os.Open(from)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	defer in.Close()
+	if err := os.MkdirAll(filepath.Dir(to), 0o755); err != nil {
+		return err
+	}
+	out, err := os.Create(to)
+	if err != nil {
+		return err
+	}
+	_, err = io.Copy(out, in)
+	return errors.Join(err, out.Close())
+}

@@ -1,0 +1,266 @@
+package local
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/netip"
+	"os"
+	"os/exec"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/podo-dev/podo/pkg/balancer"
+	"github.com/podo-dev/podo/pkg/lifecycle"
+	"github.com/podo-dev/podo/pkg/machine"
+)
+
+// bracketed is an address as it stands before a port.
+func bracketed(a netip.Addr) string {
+	if a.Is6() {
+		return "[" + a.String() + "]"
+	}
+	return a.String()
+}
+
+// listen is where the host is to listen for something: a port that is free, if 0 or -1 is
+// asked for. One that is taken is an error.
+func listen(address netip.Addr, port int32, protocol string) (netip.AddrPort, error) {
+	if port < 0 {
+		port = 0
+	}
+	at := netip.AddrPortFrom(address, uint16(port))
+	var got net.Addr
+	if protocol == "udp" {
+		c, err := net.ListenUDP("udp", net.UDPAddrFromAddrPort(at))
+		if err != nil {
+			return at, taken(at, protocol, err)
+		}
+		defer c.Close()
+		got = c.LocalAddr()
+	} else {
+		l, err := net.ListenTCP("tcp", net.TCPAddrFromAddrPort(at))
+		if err != nil {
+			return at, taken(at, protocol, err)
+		}
+		defer l.Close()
+		got = l.Addr()
+	}
+	chosen, err := netip.ParseAddrPort(got.String())
+	return netip.AddrPortFrom(address, chosen.Port()), err
+}
+
+func taken(at netip.AddrPort, protocol string, err error) error {
+	switch {
+	case errors.Is(err, syscall.EADDRINUSE):
+		return fmt.Errorf("another program has %s port %s of this host; stop it, or choose another port", strings.ToUpper(protocol), at)
+	case errors.Is(err, syscall.EADDRNOTAVAIL):
+		return fmt.Errorf("this host has no address %s", at.Addr())
+	}
+	return err
+}
+
+// Publish is the life of the process that listens on the host for a cluster: for its API,
+// which any of its servers answers, and for ports of its nodes. It ends with ctx. Ready is
+// called when all ports are open.
+func (s Site) Publish(ctx context.Context, name string, ready func(), log *slog.Logger) error {
+	c, err := s.Load(name)
+	if err != nil {
+		return err
+	}
+	g := lifecycle.NewGroup(log)
+	var servers []string
+	for _, n := range c.servers() {
+		servers = append(servers, c.endpoint(n))
+	}
+	var open sync.WaitGroup
+	open.Add(1)
+	g.Add(balancer.New(balancer.Options{Listen: c.API, First: servers, Log: log}))
+	for _, n := range c.Nodes {
+		for _, p := range n.Ports {
+			open.Add(1)
+			g.Add(passage{p, netip.AddrPortFrom(c.Addr(n), p.Port)})
+		}
+	}
+	if c.Registry != 0 {
+		open.Add(1)
+		g.Add(registryServer{dir: s.file(name, "registry"), listen: c.doors(), log: log})
+	}
+	g.Observe = func(st lifecycle.Status) {
+		if st.State == lifecycle.Ready {
+			open.Done()
+		}
+	}
+	go func() {
+		open.Wait()
+		ready()
+	}()
+	return g.Run(ctx)
+}
+
+// A passage is a port of the host that leads to one of a node.
+type passage struct {
+	Port
+	to netip.AddrPort
+}
+
+func (p passage) Name() string { return fmt.Sprintf("%s/%s", p.Listen, p.Protocol) }
+
+func (p passage) Run(ctx context.Context, ready func()) error {
+	if p.Protocol == "udp" {
+		return p.datagrams(ctx, ready)
+	}
+	l, err := net.ListenTCP("tcp", net.TCPAddrFromAddrPort(p.Listen))
+	if err != nil {
+		return taken(p.Listen, p.Protocol, err)
+	}
+	ready()
+	defer context.AfterFunc(ctx, func() { l.Close() })()
+	var work sync.WaitGroup
+	defer work.Wait()
+	for {
+		client, err := l.AcceptTCP()
+		switch {
+		case ctx.Err() != nil:
+			return nil
+		case err != nil: // too many open files, for one: it may pass
+			time.Sleep(100 * time.Millisecond)
+		default:
+			work.Go(func() { p.carry(ctx, client) })
+		}
+	}
+}
+
+// carry passes a connection on until both sides have ended it.
+func (p passage) carry(ctx context.Context, client *net.TCPConn) {
+	defer client.Close()
+	var d net.Dialer
+	c, err := d.DialContext(ctx, "tcp", p.to.String())
+	if err != nil {
+		return
+	}
+	node := c.(*net.TCPConn)
+	defer node.Close()
+	defer context.AfterFunc(ctx, func() { client.Close(); node.Close() })()
+	var both sync.WaitGroup
+	for _, way := range [][2]*net.TCPConn{{client, node}, {node, client}} {
+		both.Go(func() {
+			_, _ = io.Copy(way[1], way[0])
+			_ = way[1].CloseWrite()
+		})
+	}
+	both.Wait()
+}
+
+// silence is how long a client of a UDP port may say nothing, and still be answered.
+const silence = time.Minute
+
+// datagrams passes datagrams on. Each client has a socket of its own towards the node, so
+// that answers find their way.
+func (p passage) datagrams(ctx context.Context, ready func()) error {
+	l, err := net.ListenUDP("udp", net.UDPAddrFromAddrPort(p.Listen))
+	if err != nil {
+		return taken(p.Listen, p.Protocol, err)
+	}
+	ready()
+	defer context.AfterFunc(ctx, func() { l.Close() })()
+	var mu sync.Mutex
+	clients := map[netip.AddrPort]*net.UDPConn{}
+	var work sync.WaitGroup
+	defer work.Wait()
+	text := make([]byte, 64<<10)
+	for {
+		n, from, err := l.ReadFromUDPAddrPort(text)
+		if ctx.Err() != nil {
+			return nil
+		}
+		if err != nil {
+			continue
+		}
+		mu.Lock()
+		node := clients[from]
+		if node == nil {
+			if node, err = net.DialUDP("udp", nil, net.UDPAddrFromAddrPort(p.to)); err != nil {
+				mu.Unlock()
+				continue
+			}
+			clients[from] = node
+			work.Go(func() {
+				defer context.AfterFunc(ctx, func() { node.Close() })()
+				answers(l, node, from)
+				mu.Lock()
+				delete(clients, from)
+				mu.Unlock()
+				node.Close()
+			})
+		}
+		mu.Unlock()
+		_, _ = node.Write(text[:n])
+	}
+}
+
+// answers passes what a node says back to a client, until it is silent.
+func answers(l, node *net.UDPConn, client netip.AddrPort) {
+	text := make([]byte, 64<<10)
+	for {
+		_ = node.SetReadDeadline(time.Now().Add(silence))
+		n, err := node.Read(text)
+		switch {
+		case errors.Is(err, syscall.ECONNREFUSED): // said of an earlier datagram
+			continue
+		case err != nil:
+			return
+		}
+		_, _ = l.WriteToUDPAddrPort(text[:n], client)
+	}
+}
+
+// open starts the process that listens for a cluster, in place of one that does.
+func (s Site) open(ctx context.Context, c Cluster) error {
+	at := seat(s.file(c.Name, "ports"))
+	if err := at.end(ctx, syscall.SIGTERM, 5*time.Second); err != nil {
+		return err
+	}
+	held, err := at.take()
+	if err != nil {
+		return err
+	}
+	defer held.Close()
+	log, err := os.OpenFile(s.file(c.Name, "ports.log"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
+	if err != nil {
+		return err
+	}
+	defer log.Close()
+	hear, tell, err := os.Pipe()
+	if err != nil {
+		return err
+	}
+	defer hear.Close()
+	cmd := exec.Command(s.Exe, "cluster", "publish", "--name", c.Name)
+	cmd.Stdout, cmd.Stderr, cmd.ExtraFiles = log, log, []*os.File{tell, held}
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+	cmd.Dir = "/"
+	err = cmd.Start()
+	tell.Close()
+	if err != nil {
+		return err
+	}
+	groups, err := machine.FindGroups()
+	if err == nil {
+		err = errors.Join(note(held, cmd.Process.Pid), groups.Join(groupOf(c.Name)+"/ports", cmd.Process.Pid))
+	}
+	if err != nil {
+		return err
+	}
+	if n, _ := hear.Read(make([]byte, 1)); n == 0 {
+		_ = cmd.Wait()
+		said, _ := os.ReadFile(log.Name())
+		return fmt.Errorf("listen on the host's ports:%s", tail(string(said), 3))
+	}
+	return cmd.Process.Release()
+}

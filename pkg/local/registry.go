@@ -1,0 +1,250 @@
+package local
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/google/go-containerregistry/pkg/registry"
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/podo-dev/podo/pkg/atomicfile"
+	"github.com/podo-dev/podo/pkg/machine"
+)
+
+// RegistryPort is where a cluster's registry listens if that is free: where kind's users
+// have theirs.
+const RegistryPort = 5000
+
+// A store is a registry of images that keeps what it is given in a folder. The library
+// keeps blobs there; manifests, which it has in memory alone, are kept as they were put,
+// and put again when the process starts.
+type store struct {
+	dir    string // of manifests
+	within http.Handler
+	log    *slog.Logger
+}
+
+// A put is a manifest as it was pushed.
+type put struct {
+	Path string
+	Type string
+	Body []byte
+	At   time.Time
+}
+
+func openStore(dir string, log *slog.Logger) (*store, error) {
+	s := &store{dir: filepath.Join(dir, "manifests"), log: log}
+	blobs := filepath.Join(dir, "blobs")
+	if err := errors.Join(os.MkdirAll(s.dir, 0o700), os.MkdirAll(blobs, 0o700)); err != nil {
+		return nil, err
+	}
+	s.within = registry.New(registry.WithBlobHandler(registry.NewDiskBlobHandler(blobs)), registry.Logger(slog.NewLogLogger(log.Handler(), slog.LevelDebug)))
+	return s, s.restore()
+}
+
+// restore puts manifests again, in the order that they were: an index comes after what it
+// refers to.
+func (s *store) restore() error {
+	entries, err := os.ReadDir(s.dir)
+	if err != nil {
+		return err
+	}
+	var all []put
+	for _, e := range entries {
+		text, err := os.ReadFile(filepath.Join(s.dir, e.Name()))
+		if err != nil {
+			return err
+		}
+		var p put
+		if err := json.Unmarshal(text, &p); err != nil {
+			return fmt.Errorf("read manifest %s: %w", e.Name(), err)
+		}
+		all = append(all, p)
+	}
+	slices.SortFunc(all, func(a, b put) int { return a.At.Compare(b.At) })
+	for _, p := range all {
+		req, err := http.NewRequest(http.MethodPut, p.Path, bytes.NewReader(p.Body))
+		if err != nil {
+			return err
+		}
+		req.Header.Set("Content-Type", p.Type)
+		answer := &verdict{header: http.Header{}}
+		s.within.ServeHTTP(answer, req)
+		if answer.code != http.StatusCreated {
+			s.log.Warn("manifest is no longer complete", "path", p.Path, "status", answer.code)
+		}
+	}
+	return nil
+}
+
+func (s *store) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	if !strings.Contains(r.URL.Path, "/manifests/") || r.Method != http.MethodPut && r.Method != http.MethodDelete {
+		s.within.ServeHTTP(w, r)
+		return
+	}
+	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, 8<<20))
+	if err != nil {
+		http.Error(w, err.Error(), http.StatusBadRequest)
+		return
+	}
+	r.Body = io.NopCloser(bytes.NewReader(body))
+	answer := &verdict{ResponseWriter: w}
+	s.within.ServeHTTP(answer, r)
+	if answer.code >= http.StatusMultipleChoices {
+		return
+	}
+	if err := s.keep(r, body); err != nil {
+		s.log.Error("manifest is not kept", "path", r.URL.Path, "err", err)
+	}
+}
+
+// keep has the disk know what the registry now does.
+func (s *store) keep(r *http.Request, body []byte) error {
+	name := sha256.Sum256([]byte(r.URL.Path))
+	file := filepath.Join(s.dir, hex.EncodeToString(name[:]))
+	if r.Method == http.MethodDelete {
+		if err := os.Remove(file); !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+		return nil
+	}
+	text, err := json.Marshal(put{r.URL.Path, r.Header.Get("Content-Type"), body, time.Now()})
+	if err != nil {
+		return err
+	}
+	return atomicfile.Write(file, text, 0o600)
+}
+
+// A verdict is the status that a handler answers with, to somebody or to nobody.
+type verdict struct {
+	http.ResponseWriter
+	header http.Header // if nobody is answered
+	code   int
+}
+
+func (v *verdict) Header() http.Header {
+	if v.ResponseWriter != nil {
+		return v.ResponseWriter.Header()
+	}
+	return v.header
+}
+
+func (v *verdict) WriteHeader(code int) {
+	v.code = code
+	if v.ResponseWriter != nil {
+		v.ResponseWriter.WriteHeader(code)
+	}
+}
+
+func (v *verdict) Write(b []byte) (int, error) {
+	if v.code == 0 {
+		v.code = http.StatusOK
+	}
+	if v.ResponseWriter != nil {
+		return v.ResponseWriter.Write(b)
+	}
+	return len(b), nil
+}
+
+// A registryServer serves a store to the host, on loopback, and to the nodes.
+type registryServer struct {
+	dir    string
+	listen []netip.AddrPort
+	log    *slog.Logger
+}
+
+func (r registryServer) Name() string { return "registry" }
+
+func (r registryServer) Run(ctx context.Context, ready func()) error {
+	handler, err := openStore(r.dir, r.log)
+	if err != nil {
+		return err
+	}
+	server := &http.Server{Handler: handler, ReadHeaderTimeout: 10 * time.Second}
+	var all sync.WaitGroup
+	for _, at := range r.listen {
+		l, err := net.ListenTCP("tcp", net.TCPAddrFromAddrPort(at))
+		if err != nil {
+			return taken(at, "tcp", err)
+		}
+		all.Go(func() { _ = server.Serve(l) }) // until it is closed
+	}
+	ready()
+	<-ctx.Done()
+	err = server.Close()
+	all.Wait()
+	return err
+}
+
+// doors are where the cluster's registry listens.
+func (c Cluster) doors() []netip.AddrPort {
+	out := []netip.AddrPort{netip.AddrPortFrom(netip.AddrFrom4([4]byte{127, 0, 0, 1}), c.Registry)}
+	for _, r := range c.Ranges {
+		out = append(out, netip.AddrPortFrom(machine.Nth(r, 1), c.Registry))
+	}
+	return out
+}
+
+// mirrors are the registries that nodes find elsewhere than by their names: the cluster's
+// own is localhost to the host, and the bridge's address to them.
+func (c Cluster) mirrors() []Registry {
+	if c.Registry == 0 {
+		return c.Registries
+	}
+	at := netip.AddrPortFrom(machine.Nth(c.Ranges[0], 1), c.Registry).String()
+	own := []string{"http://" + at}
+	return append([]Registry{
+		{Host: fmt.Sprintf("localhost:%d", c.Registry), Endpoints: own},
+		{Host: fmt.Sprintf("127.0.0.1:%d", c.Registry), Endpoints: own},
+		{Host: at, Endpoints: own},
+	}, c.Registries...)
+}
+
+// announce tells tools of the cluster's registry, where they look for one
+// (https://github.com/kubernetes/enhancements/tree/master/keps/sig-cluster-lifecycle/generic/1755-communicating-a-local-registry).
+func (s Site) announce(ctx context.Context, c Cluster) error {
+	if c.Registry == 0 {
+		return nil
+	}
+	client, err := s.client(c)
+	if err != nil {
+		return err
+	}
+	note := &corev1.ConfigMap{
+		ObjectMeta: metav1.ObjectMeta{Name: "local-registry-hosting"},
+		Data:       map[string]string{"localRegistryHosting.v1": fmt.Sprintf("host: localhost:%d\n", c.Registry)},
+	}
+	for {
+		_, err := client.CoreV1().ConfigMaps(metav1.NamespacePublic).Create(ctx, note, metav1.CreateOptions{})
+		switch {
+		case err == nil:
+			return nil
+		case !apierrors.IsNotFound(err): // the namespace is made a moment after the API is ready
+			return fmt.Errorf("announce the registry: %w", err)
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(50 * time.Millisecond):
+		}
+	}
+}

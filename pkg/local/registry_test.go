@@ -1,0 +1,97 @@
+package local
+
+import (
+	"bytes"
+	"crypto/sha256"
+	"encoding/hex"
+	"fmt"
+	"io"
+	"log/slog"
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"testing"
+)
+
+func digestOf(text string) string {
+	sum := sha256.Sum256([]byte(text))
+	return "sha256:" + hex.EncodeToString(sum[:])
+}
+
+// TestRegistryKeepsWhatItIsGiven: after a restart an index, and the images that it refers
+// to, are there, and what was deleted is not.
+func TestRegistryKeepsWhatItIsGiven(t *testing.T) {
+	dir := t.TempDir()
+	const (
+		kind  = "application/vnd.oci.image.manifest.v1+json"
+		index = "application/vnd.oci.image.index.v1+json"
+	)
+	blob := "layer"
+	config := `{"architecture":"amd64","os":"linux","rootfs":{"type":"layers","diff_ids":[]},"config":{}}`
+	manifest := fmt.Sprintf(`{"schemaVersion":2,"mediaType":%q,"config":{"mediaType":"application/vnd.oci.image.config.v1+json","digest":%q,"size":%d},"layers":[{"mediaType":"application/vnd.oci.image.layer.v1.tar","digest":%q,"size":%d}]}`,
+		kind, digestOf(config), len(config), digestOf(blob), len(blob))
+	whole := fmt.Sprintf(`{"schemaVersion":2,"mediaType":%q,"manifests":[{"mediaType":%q,"digest":%q,"size":%d}]}`, index, kind, digestOf(manifest), len(manifest))
+
+	run := func(do func(request func(method, path, kind, body string) (int, string))) {
+		t.Helper()
+		s, err := openStore(dir, slog.New(slog.DiscardHandler))
+		if err != nil {
+			t.Fatal(err)
+		}
+		server := httptest.NewServer(s)
+		defer server.Close()
+		do(func(method, path, kind, body string) (int, string) {
+			t.Helper()
+			req, err := http.NewRequest(method, server.URL+path, bytes.NewReader([]byte(body)))
+			if err != nil {
+				t.Fatal(err)
+			}
+			req.Header.Set("Content-Type", kind)
+			res, err := http.DefaultClient.Do(req)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer res.Body.Close()
+			text, err := io.ReadAll(res.Body)
+			if err != nil {
+				t.Fatal(err)
+			}
+			return res.StatusCode, string(text)
+		})
+	}
+	run(func(request func(string, string, string, string) (int, string)) {
+		for _, b := range []string{blob, config} {
+			if code, text := request("POST", "/v2/app/blobs/uploads/?digest="+digestOf(b), "application/octet-stream", b); code != http.StatusCreated {
+				t.Fatalf("blob: %d %s", code, text)
+			}
+		}
+		for path, m := range map[string]string{"gone": manifest, digestOf(manifest): manifest} {
+			if code, text := request("PUT", "/v2/app/manifests/"+path, kind, m); code != http.StatusCreated {
+				t.Fatalf("manifest: %d %s", code, text)
+			}
+		}
+		if code, text := request("PUT", "/v2/app/manifests/v1", index, whole); code != http.StatusCreated {
+			t.Fatalf("index: %d %s", code, text)
+		}
+		if code, text := request("PUT", "/v2/app/manifests/broken", index, strings.Replace(whole, "sha256:", "sha256:0", 1)); code < 400 {
+			t.Fatalf("an index of what is not there: %d %s", code, text)
+		}
+		if code, text := request("DELETE", "/v2/app/manifests/gone", "", ""); code != http.StatusAccepted {
+			t.Fatalf("delete: %d %s", code, text)
+		}
+	})
+	run(func(request func(string, string, string, string) (int, string)) {
+		for path, want := range map[string]string{
+			"/v2/app/manifests/v1": whole, "/v2/app/manifests/" + digestOf(manifest): manifest, "/v2/app/blobs/" + digestOf(blob): blob,
+		} {
+			if code, text := request("GET", path, "", ""); code != http.StatusOK || text != want {
+				t.Errorf("GET %s after a restart: %d %q, want %q", path, code, text, want)
+			}
+		}
+		for _, tag := range []string{"gone", "broken"} {
+			if code, _ := request("GET", "/v2/app/manifests/"+tag, "", ""); code != http.StatusNotFound {
+				t.Errorf("tag %s after a restart: %d, want 404", tag, code)
+			}
+		}
+	})
+}

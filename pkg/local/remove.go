@@ -1,0 +1,88 @@
+package local
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/podo-dev/podo/pkg/machine"
+	"github.com/podo-dev/podo/pkg/payload"
+)
+
+// Delete removes a cluster, of whatever is left of it.
+func (s Site) Delete(ctx context.Context, name string) error {
+	if err := checkName(name); err != nil {
+		return Unfit{err}
+	}
+	release, err := hold(ctx, s.dir(name))
+	if err != nil {
+		return err
+	}
+	defer release()
+	if err := s.tools(ctx); err != nil {
+		return err
+	}
+	return s.remove(ctx, name)
+}
+
+// tools unpacks what this package itself executes. Whoever calls it has them in its PATH.
+func (s Site) tools(ctx context.Context) error {
+	_, err := payload.Unpack(ctx, s.Exe, s.programs())
+	return err
+}
+
+func (s Site) programs() string { return filepath.Join(s.Dir, ".bin") }
+
+// Programs is the folder of those tools.
+func (s Site) Programs() string { return filepath.Join(s.programs(), "current") }
+
+// remove takes away everything of a cluster. It goes on past what it cannot remove.
+func (s Site) remove(ctx context.Context, name string) error {
+	errs := []error{s.down(ctx, name, unix.SIGKILL), fell(ctx, name)}
+	groups, err := machine.FindGroups()
+	if err != nil {
+		return errors.Join(append(errs, err)...)
+	}
+	for _, pid := range groups.Processes(groupOf(name)) {
+		if err := unix.Kill(pid, unix.SIGKILL); err != nil && !errors.Is(err, unix.ESRCH) {
+			errs = append(errs, fmt.Errorf("kill process %d: %w", pid, err))
+		}
+	}
+	errs = append(errs, groups.Remove(groupOf(name)))
+	if err := errors.Join(errs...); err != nil {
+		return err // its files tell what is to be removed yet
+	}
+	if err := os.RemoveAll(s.dir(name)); err != nil {
+		return err
+	}
+	all, err := hold(ctx, s.Dir)
+	if err != nil {
+		return err
+	}
+	defer all()
+	if names, err := s.Names(); err != nil || len(names) > 0 {
+		return err
+	}
+	return os.RemoveAll(s.Dir) // what they shared, with the last of them
+}
+
+// down turns all nodes of a cluster off, and closes its ports.
+func (s Site) down(ctx context.Context, name string, signal unix.Signal) error {
+	entries, err := os.ReadDir(s.file(name, "nodes"))
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	var list []Node
+	for _, e := range entries {
+		list = append(list, Node{Name: e.Name()})
+	}
+	return errors.Join(
+		s.each(list, func(n Node) error { return s.halt(ctx, name, n.Name, signal) }),
+		seat(s.file(name, "ports")).end(ctx, unix.SIGTERM, 5*time.Second))
+}

@@ -1,0 +1,93 @@
+package local
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"strconv"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// A seat is a file that a process locks for as long as it lives, with its number in it. It
+// tells whether that one runs, also when numbers were given to others after a reboot.
+type seat string
+
+// take locks the file for a process that is about to be started, and is to be given it.
+func (s seat) take() (*os.File, error) {
+	f, err := os.OpenFile(string(s), os.O_RDWR|os.O_CREATE, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		f.Close()
+		return nil, fmt.Errorf("lock %s: %w", s, err)
+	}
+	return f, nil
+}
+
+// note writes down who was given the file.
+func note(f *os.File, pid int) error {
+	if err := f.Truncate(0); err != nil {
+		return err
+	}
+	_, err := f.WriteAt(fmt.Appendln(nil, pid), 0)
+	return err
+}
+
+// pid is the process that has the file, and 0 if none has.
+func (s seat) pid() int {
+	f, err := os.Open(string(s))
+	if err != nil {
+		return 0
+	}
+	defer f.Close()
+	if unix.Flock(int(f.Fd()), unix.LOCK_SH|unix.LOCK_NB) == nil {
+		// A process that is being started right now has the file too, for a moment longer.
+		_ = unix.Flock(int(f.Fd()), unix.LOCK_UN)
+		return 0
+	}
+	text := make([]byte, 32)
+	n, _ := f.Read(text)
+	pid, _ := strconv.Atoi(strings.TrimSpace(string(text[:n])))
+	return pid
+}
+
+// end sends a signal to the process and waits until it, and with the first process of a
+// machine all others there, has ended. One that has not after patience is killed.
+func (s seat) end(ctx context.Context, signal unix.Signal, patience time.Duration) error {
+	pid := s.pid()
+	if pid == 0 {
+		return nil
+	}
+	fd, err := unix.PidfdOpen(pid, 0)
+	if errors.Is(err, unix.ESRCH) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("process %d: %w", pid, err)
+	}
+	defer unix.Close(fd)
+	if s.pid() != pid {
+		return nil // it ended before it could be held
+	}
+	deadline := time.Now().Add(patience)
+	for {
+		if err := unix.PidfdSendSignal(fd, signal, nil, 0); err != nil && !errors.Is(err, unix.ESRCH) {
+			return fmt.Errorf("process %d: %w", pid, err)
+		}
+		for time.Now().Before(deadline) && ctx.Err() == nil {
+			set := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}
+			if n, err := unix.Poll(set, 100); err == nil && n > 0 {
+				return nil
+			}
+		}
+		if signal == unix.SIGKILL {
+			return errors.Join(fmt.Errorf("process %d does not end", pid), ctx.Err())
+		}
+		signal, deadline = unix.SIGKILL, time.Now().Add(10*time.Second)
+	}
+}

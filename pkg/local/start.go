@@ -1,0 +1,96 @@
+package local
+
+import (
+	"context"
+	"fmt"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// Stop turns a cluster off. Its state stays, and Start brings it back.
+func (s Site) Stop(ctx context.Context, name string) error {
+	if _, err := s.Load(name); err != nil {
+		return err
+	}
+	release, err := hold(ctx, s.dir(name))
+	if err != nil {
+		return err
+	}
+	defer release()
+	if err := s.tools(ctx); err != nil {
+		return err
+	}
+	done := s.Step("Stopping its nodes")
+	err = s.down(ctx, name, unix.SIGTERM)
+	if err == nil {
+		err = fell(ctx, name)
+	}
+	done(err)
+	return err
+}
+
+// Start brings back a cluster that was stopped, or that a reboot of this machine ended,
+// with the addresses that it had. Nodes that run stay as they are.
+func (s Site) Start(ctx context.Context, name string, wait time.Duration) (Cluster, error) {
+	c, err := s.Load(name)
+	if err != nil {
+		return c, err
+	}
+	release, err := hold(ctx, s.dir(name))
+	if err != nil {
+		return c, err
+	}
+	defer release()
+	if err := s.tools(ctx); err != nil {
+		return c, err
+	}
+	done := s.Step(fmt.Sprintf("Starting %s (%s)", plural(len(c.Nodes), "node"), strings.Join(texts(c.Ranges), ", ")))
+	woken := map[string]time.Time{}
+	for _, n := range c.Nodes {
+		if s.seat(c.Name, n.Name).pid() == 0 {
+			woken[n.Name] = time.Now()
+		}
+	}
+	err = c.raise(ctx)
+	if err == nil {
+		err = together(
+			func() error { return s.open(ctx, c) },
+			func() error { return s.each(c.Nodes, func(n Node) error { return s.wake(c, n) }) })
+	}
+	if err == nil {
+		err = s.answers(ctx, c, c.servers()[0])
+	}
+	done(err)
+	if err != nil {
+		return c, err
+	}
+	return c, s.settle(ctx, c, woken, wait)
+}
+
+// wake turns a node on that is off.
+func (s Site) wake(c Cluster, n Node) error {
+	if s.seat(c.Name, n.Name).pid() != 0 {
+		return nil
+	}
+	return s.boot(c, n)
+}
+
+// A Status is how one of the nodes of a cluster is.
+type Status struct {
+	Cluster string   `json:"cluster"`
+	Name    string   `json:"name"`
+	Role    Role     `json:"role"`
+	IPs     []string `json:"ips"`
+	Running bool     `json:"running"`
+}
+
+// Nodes tells of a cluster's nodes.
+func (s Site) Nodes(c Cluster) []Status {
+	var out []Status
+	for _, n := range c.Nodes {
+		out = append(out, Status{c.Name, n.Name, n.Role, texts(c.addrs(n)), s.seat(c.Name, n.Name).pid() != 0})
+	}
+	return out
+}
