@@ -12,15 +12,22 @@ import (
 	"os"
 	"time"
 
+	"k8s.io/client-go/kubernetes"
+
 	"github.com/podo-dev/podo/pkg/containerd"
 	"github.com/podo-dev/podo/pkg/flannel"
 	"github.com/podo-dev/podo/pkg/gate"
 	"github.com/podo-dev/podo/pkg/images"
 	"github.com/podo-dev/podo/pkg/kube/kubelet"
 	"github.com/podo-dev/podo/pkg/kube/proxy"
+	"github.com/podo-dev/podo/pkg/kubeconfig"
 	"github.com/podo-dev/podo/pkg/lifecycle"
+	"github.com/podo-dev/podo/pkg/loadbalancer"
+	"github.com/podo-dev/podo/pkg/netpol"
 	"github.com/podo-dev/podo/pkg/payload"
 	"github.com/podo-dev/podo/pkg/plan"
+	"github.com/podo-dev/podo/pkg/registries"
+	"github.com/podo-dev/podo/pkg/volumes"
 )
 
 // Deps are what a node takes from its surroundings.
@@ -36,31 +43,69 @@ type Deps struct {
 // Build adds the node to g. An error means that a flag passed through to a
 // component is wrong; all such mistakes are in it.
 func Build(g *lifecycle.Group, p plan.Node, d Deps) error {
-	let, err1 := kubelet.New(p.Kubelet, d.Gate, d.Log)
-	var prox *proxy.Proxy
-	var err2 error
-	if p.Proxy != nil {
-		prox, err2 = proxy.New(*p.Proxy, d.Gate, d.Log)
-	}
-	if err := errors.Join(err1, err2); err != nil {
+	parts, err := newParts(p, d)
+	if err != nil {
 		return err
 	}
 	api := needs(d.Trust, d.API)
 
 	files := g.Add(Files(d.Exe, p, d.Log))
-	engine := g.Add(containerd.New(p.Containerd, d.Log), files)
-	g.Add(images.Import(p.Paths.Socket("containerd"), p.Containerd.Snapshotter, p.Paths.ContainerdRoot(),
-		[]string{p.Paths.PayloadImages(), p.Paths.Images()}, d.Log), engine)
-	node := g.Add(let, append(api, engine)...)
+	store := images.Store{Socket: p.Paths.Socket("containerd"), Root: p.Paths.ContainerdRoot()}
+	engine := g.Add(containerd.New(p.Containerd, d.Log), files, g.Add(parts.registries))
+	g.Add(images.Import(store, p.Containerd.Snapshotter, images.Sources{
+		Folder: p.Paths.Images(), Note: p.Paths.ImportedImages(),
+		Node: p.Name, Client: func() (kubernetes.Interface, error) {
+			return kubeconfig.Clientset(p.Paths.AgentKubeconfig("kubelet"), d.Gate.Dial)
+		},
+	}, d.Log), engine)
+	before := []lifecycle.Need{engine}
+	if p.Policy != nil {
+		before = append(before, g.Add(netpol.New(*p.Policy, flannel.Bridge, d.Gate.Dial, d.Log), append(api, files, engine)...))
+	} else {
+		g.Add(netpol.Leave(p.Paths), files)
+	}
+	node := g.Add(parts.kubelet, append(before, api...)...)
 	network := node
 	if p.Network != nil {
 		network = g.Add(flannel.New(*p.Network, d.Gate.Dial, d.Log), append(api, files)...)
 	}
-	if prox != nil {
-		g.Add(prox, append(api, files, network)...)
+	if parts.proxy != nil {
+		g.Add(parts.proxy, append(api, files, network)...)
 	}
+	g.Add(volumes.NewKeeper(p.Volumes, d.Gate.Dial, d.Log), api...)
+	if p.Tunnels != nil {
+		g.Add(Tunnels(*p.Tunnels, d.Gate, d.Log), api...)
+	}
+	g.Add(loadbalancer.Report(p.Name, p.Kubelet.IPs, func() (kubernetes.Interface, error) {
+		return kubeconfig.Clientset(p.Paths.AgentKubeconfig("podo-node"), d.Gate.Dial)
+	}, d.Log), node)
 	g.Add(Ready(p, d.Gate), node, network)
 	return nil
+}
+
+// Judge tells what is wrong with what is passed on to the parts of a node, and builds
+// nothing.
+func Judge(p plan.Node, d Deps) error {
+	_, err := newParts(p, d)
+	return err
+}
+
+// parts are those that take flags and files of the user's.
+type parts struct {
+	kubelet    *kubelet.Kubelet
+	proxy      *proxy.Proxy // nil if the node runs none
+	registries *registries.Registries
+}
+
+func newParts(p plan.Node, d Deps) (parts, error) {
+	var out parts
+	var err1, err2, err3 error
+	out.kubelet, err1 = kubelet.New(p.Kubelet, d.Gate, d.Log)
+	if p.Proxy != nil {
+		out.proxy, err2 = proxy.New(*p.Proxy, d.Gate, d.Log)
+	}
+	out.registries, err3 = registries.New(p.Registries, images.Own(p.Paths.PayloadImages()), d.Log)
+	return out, errors.Join(err1, err2, err3)
 }
 
 // Files unpacks the payload. Nothing waits for it to reach the disk; a start after
@@ -74,10 +119,8 @@ func Files(exe string, p plan.Node, log *slog.Logger) lifecycle.Component {
 		if err := load.Place(ctx, p.Paths.Payload()); err != nil {
 			return err
 		}
-		for _, dir := range []string{p.Paths.Images(), p.Paths.StaticPods()} {
-			if err := os.MkdirAll(dir, 0o755); err != nil {
-				return err
-			}
+		if err := os.MkdirAll(p.Paths.StaticPods(), 0o755); err != nil {
+			return err
 		}
 		ready()
 		// The first seconds of a start belong to those who wait for it.

@@ -2,25 +2,14 @@ package agent
 
 import (
 	"context"
-	"crypto/tls"
-	"crypto/x509"
 	"errors"
 	"fmt"
 	"log/slog"
 	"net"
 	"net/http"
-	"net/netip"
 	"net/url"
-	"os"
 	"reflect"
-	"slices"
 	"time"
-
-	discoveryv1 "k8s.io/api/discovery/v1"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/client-go/informers"
-	"k8s.io/client-go/kubernetes"
-	"k8s.io/client-go/tools/cache"
 
 	"github.com/podo-dev/podo/pkg/balancer"
 	"github.com/podo-dev/podo/pkg/gate"
@@ -57,7 +46,7 @@ func Join(g *lifecycle.Group, p plan.Agent, given join.Membership, fresh bool, d
 	if m.balancer != nil {
 		g.Add(m.follow(), tie.API)
 	}
-	if tunnel.Mode(p.Egress) != tunnel.ModeDisabled {
+	if p.Tunnels != nil {
 		g.Add(m.tunnels(), tie.API)
 	}
 	return tie, nil
@@ -135,8 +124,8 @@ const (
 	lookAgain = 30 * time.Second
 )
 
-// keep renews what the cluster gave, at the start and then in time. A cluster that
-// has given this node's name to another machine ends the process.
+// keep renews what the cluster gave, at the start and then in time. A cluster in which
+// this node's name is no longer this machine's ends the process.
 func (m *member) keep() lifecycle.Component {
 	return lifecycle.Func("membership", func(ctx context.Context, ready func()) error {
 		ready()
@@ -153,7 +142,7 @@ func (m *member) keep() lifecycle.Component {
 					m.compare(given)
 				case ctx.Err() != nil:
 					return nil
-				case errors.As(err, &no) && no.Reason == join.NameTaken:
+				case errors.As(err, &no) && (no.Reason == join.NameTaken || no.Reason == join.BadToken):
 					return fmt.Errorf("membership: %w", err)
 				default:
 					m.complain(j, err, errors.As(err, &no) && no.Final())
@@ -196,54 +185,21 @@ func (m *member) compare(given join.Membership) {
 // follow keeps the balancer's list as the cluster publishes it.
 func (m *member) follow() lifecycle.Component {
 	return lifecycle.Func("servers", func(ctx context.Context, ready func()) error {
-		rc, err := kubeconfig.Client(m.plan.Paths.AgentKubeconfig("podo-node"), m.gate.Dial)
+		follow, err := published(m.plan.Paths, m.gate, func(list []string) {
+			m.balancer.Set(list) // none at all is a server that restarts
+		})
 		if err != nil {
 			return err
 		}
-		client, err := kubernetes.NewForConfig(rc)
-		if err != nil {
-			return err
-		}
-		factory := informers.NewSharedInformerFactoryWithOptions(client, 0, informers.WithNamespace(metav1.NamespaceDefault),
-			informers.WithTweakListOptions(func(o *metav1.ListOptions) { o.LabelSelector = discoveryv1.LabelServiceName + "=kubernetes" }))
-		informer := factory.Discovery().V1().EndpointSlices().Informer()
-		set := func(any) {
-			var list []discoveryv1.EndpointSlice
-			for _, o := range informer.GetStore().List() {
-				list = append(list, *o.(*discoveryv1.EndpointSlice))
-			}
-			m.balancer.Set(join.Addresses(list)) // none at all is a server that restarts
-		}
-		if _, err := informer.AddEventHandler(cache.ResourceEventHandlerFuncs{
-			AddFunc: set, DeleteFunc: set, UpdateFunc: func(_, o any) { set(o) },
-		}); err != nil {
-			return err
-		}
-		factory.StartWithContext(ctx)
 		ready()
-		<-ctx.Done()
-		factory.Shutdown()
+		follow(ctx)
 		return nil
 	})
 }
 
 // tunnels are the ways back from every server to this node.
 func (m *member) tunnels() *tunnel.Agent {
-	o := tunnel.AgentOptions{
-		Dial:    func(ctx context.Context, addr string) (net.Conn, error) { return m.dial(ctx, addr, true) },
-		Kubelet: net.JoinHostPort(m.loopback().String(), "10250"),
-		Log:     m.log,
-	}
-	switch tunnel.Mode(m.plan.Egress) {
-	case tunnel.ModePod:
-		o.Reach = func() []netip.Prefix { return m.plan.PodCIDR }
-	case tunnel.ModeCluster:
-		reach := slices.Clone(m.plan.PodCIDR)
-		for _, a := range m.plan.Joining.Identity.Addresses {
-			reach = append(reach, netip.PrefixFrom(a, a.BitLen()))
-		}
-		o.Reach = func() []netip.Prefix { return reach }
-	}
+	o := tunnelOptions(*m.plan.Tunnels, m.log)
 	if m.balancer == nil {
 		server, _ := hostPort(m.plan.Joining.Server) // newMember has read it
 		o.Servers = func() []string { return []string{server} }
@@ -252,36 +208,6 @@ func (m *member) tunnels() *tunnel.Agent {
 		o.Changed = func() <-chan struct{} { _, changed := m.balancer.Watch(); return changed }
 	}
 	return tunnel.NewAgent(o)
-}
-
-func (m *member) loopback() netip.Addr {
-	if m.plan.Joining.Identity.Addresses[0].Is6() {
-		return netip.IPv6Loopback()
-	}
-	return netip.AddrFrom4([4]byte{127, 0, 0, 1})
-}
-
-// dial connects to one server with TLS, as this node if it is to be known.
-func (m *member) dial(ctx context.Context, addr string, known bool) (net.Conn, error) {
-	ca, err := os.ReadFile(m.plan.Paths.AgentCA(pki.ServerCA))
-	if err != nil {
-		return nil, err
-	}
-	host, _, err := net.SplitHostPort(addr)
-	if err != nil {
-		return nil, err
-	}
-	c := &tls.Config{RootCAs: x509.NewCertPool(), ServerName: host, MinVersion: tls.VersionTLS12, NextProtos: []string{"http/1.1"}}
-	c.RootCAs.AppendCertsFromPEM(ca)
-	if known {
-		leaf := m.plan.Paths.AgentLeaf("kubelet")
-		cert, err := tls.LoadX509KeyPair(leaf.Cert, leaf.Key)
-		if err != nil {
-			return nil, err
-		}
-		c.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return &cert, nil }
-	}
-	return (&tls.Dialer{NetDialer: &net.Dialer{Timeout: 5 * time.Second}, Config: c}).DialContext(ctx, "tcp", addr)
 }
 
 // answers reports whether the API can be reached the way that the node's parts do.
@@ -297,7 +223,9 @@ func (m *member) answers(ctx context.Context) error {
 func (m *member) healthy(ctx context.Context, addr string) error {
 	c := &http.Client{Transport: &http.Transport{
 		DisableKeepAlives: true,
-		DialTLSContext:    func(ctx context.Context, _, addr string) (net.Conn, error) { return m.dial(ctx, addr, false) },
+		DialTLSContext: func(ctx context.Context, _, addr string) (net.Conn, error) {
+			return dial(ctx, m.plan.Paths, addr, false)
+		},
 	}}
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "https://"+addr+"/readyz", nil)
 	if err != nil {

@@ -6,6 +6,7 @@ import (
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/kubernetes"
 
@@ -21,11 +22,7 @@ import (
 func Ready(p plan.Node, g *gate.Gate) lifecycle.Component {
 	began := time.Now()
 	return lifecycle.Task("node", func(ctx context.Context) error {
-		rc, err := kubeconfig.Client(p.Paths.AgentKubeconfig("kubelet"), g.Dial)
-		if err != nil {
-			return err
-		}
-		client, err := kubernetes.NewForConfig(rc)
+		client, err := kubeconfig.Clientset(p.Paths.AgentKubeconfig("kubelet"), g.Dial)
 		if err != nil {
 			return err
 		}
@@ -64,6 +61,9 @@ func fresh(ctx context.Context, client kubernetes.Interface, name string, since 
 // it is not.
 func Condition(ctx context.Context, client kubernetes.Interface, name string) error {
 	node, err := client.CoreV1().Nodes().Get(ctx, name, metav1.GetOptions{})
+	if apierrors.IsNotFound(err) {
+		return fmt.Errorf("the cluster knows no node %s: it was not added yet, or deleted; podo adds it when it is started again", name)
+	}
 	if err != nil {
 		return err
 	}

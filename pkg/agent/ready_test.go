@@ -172,7 +172,7 @@ func TestCondition(t *testing.T) {
 		corev1.ConditionFalse:   "KubeletNotReady: no network",
 		corev1.ConditionUnknown: "KubeletNotReady: no network",
 		"":                      "node box has not reported yet",
-		"absent":                "not found",
+		"absent":                "knows no node",
 	} {
 		c.set(condition, time.Time{})
 		err := Condition(t.Context(), client, "box")

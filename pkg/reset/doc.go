@@ -16,6 +16,6 @@
 //
 // Things that the kernel or Kubernetes names for everybody (cni0, nftables tables,
 // kubepods cgroups, /var/lib/kubelet) are left alone while another kubelet uses them.
-// A file system mounted into podo's folders by somebody else is never entered, and a
-// folder that package datadir calls foreign is no data directory of podo's.
+// A file system mounted into podo's folders by somebody else is never entered, the volumes
+// of claims are removed only if that is asked for, and a folder that package datadir calls foreign is no data directory of podo's.
 package reset

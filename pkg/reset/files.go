@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"context"
 	"errors"
-	"fmt"
 	"io/fs"
 	"net"
 	"os"
@@ -18,6 +17,7 @@ import (
 	"github.com/podo-dev/podo/pkg/datadir"
 	"github.com/podo-dev/podo/pkg/kubeconfig"
 	"github.com/podo-dev/podo/pkg/paths"
+	"github.com/podo-dev/podo/pkg/tree"
 )
 
 // Context is the name under which podo merges itself into people's kubeconfigs.
@@ -29,13 +29,17 @@ const (
 	shimSockets  = "/run/containerd/s"
 	flannelState = "/run/flannel"
 	cniResults   = "/var/lib/cni/results"
+
+	// shutdownDelay is how the kubelet has logind wait for pods.
+	shutdownDelay = "/etc/systemd/logind.conf.d/99-kubelet.conf"
 )
 
 // mayLeaveEmpty are folders that a part of podo makes and puts nothing in. They are
 // removed if empty, children first.
 func mayLeaveEmpty() []string {
 	return append(engineFolders(),
-		flannelState,
+		flannelState, filepath.Dir(shutdownDelay),
+		paths.UserCNIConfig, filepath.Dir(paths.UserCNIConfig),
 		cniResults, "/var/lib/cni/cache", "/var/lib/cni/networks", "/var/lib/cni",
 		"/opt/containerd/bin", "/opt/containerd/lib", "/opt/containerd",
 		"/usr/libexec/kubernetes/kubelet-plugins/volume/exec", "/usr/libexec/kubernetes/kubelet-plugins/volume",
@@ -56,7 +60,7 @@ func engineFolders() []string {
 // removeRuntimeFiles clears what only running pods need: sockets, leases, links.
 func (m *machine) removeRuntimeFiles() error {
 	var errs []error
-	leases, err := emptyFolder(m.real.CNIData())
+	leases, err := tree.Empty(m.real.CNIData())
 	errs = append(errs, err)
 
 	stale := 0
@@ -75,7 +79,7 @@ func (m *machine) removeRuntimeFiles() error {
 			}
 		}
 	}
-	n, err := emptyFolder(m.Paths.Run)
+	n, err := tree.Empty(m.Paths.Run)
 	errs = append(errs, err)
 	if err := remove(m.Paths.Run); err != nil && !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, unix.EBUSY) {
 		errs = append(errs, err)
@@ -138,7 +142,7 @@ func (m *machine) ownFolders() []string {
 	}
 	out = append(out, m.Paths.Run)
 	if m.otherKubelet(sameHost) == "" {
-		out = append(out, paths.KubeletRoot, flannelState)
+		out = append(out, paths.KubeletRoot, flannelState, shutdownDelay)
 		logs, _ := filepath.Glob(filepath.Join(paths.PodLogs, "*_*_*"))
 		out = append(out, logs...)
 	}
@@ -157,16 +161,25 @@ func (m *machine) logLinks() []string {
 	})
 }
 
-// binFolders are where people install programs.
-func binFolders() []string {
-	return []string{"/usr/local/bin", "/usr/local/sbin", "/usr/bin", "/usr/sbin", "/opt/bin"}
+// binFolders are where people install programs, and where the installer put this one.
+func (m *machine) binFolders() []string {
+	out := []string{"/usr/local/bin", "/usr/local/sbin", "/usr/bin", "/usr/sbin", "/opt/bin"}
+	if m.Executable == "" {
+		return out
+	}
+	dir := filepath.Dir(resolved(m.Executable))
+	if !slices.Contains(out, dir) && installed(filepath.Join(dir, "podo-uninstall.sh")) {
+		out = append(out, dir)
+	}
+	return out
 }
 
-// programs are the installed podo and the links to it that carry other names.
+// programs are the installed podo, the links to it that carry other names, and the
+// scripts that call it by the names of old habits.
 func (m *machine) programs() []string {
 	exe := resolved(m.Executable)
 	var out []string
-	for _, dir := range binFolders() {
+	for _, dir := range m.binFolders() {
 		if info, err := os.Lstat(dir); err != nil || !info.IsDir() {
 			continue // a link to another of them
 		}
@@ -176,27 +189,12 @@ func (m *machine) programs() []string {
 				out = append(out, path)
 			}
 		}
+		scripts, _ := filepath.Glob(filepath.Join(dir, "podo*.sh"))
+		out = append(out, slices.DeleteFunc(scripts, func(path string) bool { return !installed(path) })...)
 		if exe != "" && filepath.Dir(exe) == dir {
 			if _, err := os.Lstat(exe); err == nil {
 				out = append(out, exe)
 			}
-		}
-	}
-	return out
-}
-
-// serviceFiles are the files by which service managers know podo.
-func serviceFiles() []string {
-	var out []string
-	for _, s := range services() {
-		for _, path := range []string{s.file, s.file + ".env"} {
-			if _, err := os.Lstat(path); err == nil {
-				out = append(out, path)
-			}
-		}
-		if strings.HasSuffix(s.file, ".service") {
-			links, _ := filepath.Glob(filepath.Join(filepath.Dir(s.file), "*.wants", filepath.Base(s.file)))
-			out = append(out, links...)
 		}
 	}
 	return out
@@ -264,29 +262,6 @@ func (m *machine) caches() []string {
 	return out
 }
 
-func (m *machine) removeService(ctx context.Context) error {
-	var errs []error
-	for _, s := range services() {
-		if _, err := os.Lstat(s.file); err == nil && m.managed(s) {
-			errs = append(errs, run(ctx, s.disable))
-		}
-	}
-	files := serviceFiles()
-	for _, path := range files {
-		if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
-			errs = append(errs, err)
-			continue
-		}
-		m.tell("removed %s", path)
-	}
-	for _, s := range services() {
-		if slices.Contains(files, s.file) && m.managed(s) {
-			errs = append(errs, run(ctx, s.forget))
-		}
-	}
-	return errors.Join(errs...)
-}
-
 // removeData empties the data directory of what is podo's, and then removes it and
 // the link that leads to it, if nothing of anybody else's is left there. The file that
 // marks it as podo's goes last, so that what could not be removed can be next time.
@@ -300,8 +275,9 @@ func (m *machine) removeData() error {
 	}
 	var errs []error
 	for _, e := range entries {
-		if datadir.Owns(e.Name()) && e.Name() != filepath.Base(m.real.Layout()) {
-			errs = append(errs, removeTree(filepath.Join(m.data, e.Name())))
+		path := filepath.Join(m.data, e.Name())
+		if datadir.Owns(e.Name()) && path != m.real.Layout() && !m.keeps(path) {
+			errs = append(errs, removeTree(path))
 		}
 	}
 	if err := errors.Join(errs...); err != nil {
@@ -318,6 +294,9 @@ func (m *machine) removeData() error {
 			}
 		}
 	case errors.Is(err, unix.EBUSY): // a mount point stays as such
+	case errors.Is(err, unix.ENOTEMPTY) && m.keeps(m.real.Storage()):
+		m.tell("removed what is in %s, but the volumes in %s", m.Paths.Data, m.Paths.Storage())
+		return nil
 	case errors.Is(err, unix.ENOTEMPTY):
 		m.tell("removed what is podo's in %s, and left the rest", m.Paths.Data)
 		return nil
@@ -326,6 +305,17 @@ func (m *machine) removeData() error {
 	}
 	m.tell("removed %s", m.Paths.Data)
 	return nil
+}
+
+// HoldsVolumes reports whether there is anything in the folder of claims' volumes.
+func HoldsVolumes(p paths.Paths) bool {
+	entries, err := os.ReadDir(p.Storage())
+	return err == nil && len(entries) > 0
+}
+
+// keeps reports whether path is that folder, and is to stay.
+func (m *machine) keeps(path string) bool {
+	return path == m.real.Storage() && !m.Purge && HoldsVolumes(m.real)
 }
 
 // removeTree removes a file or a folder with all it holds. It follows no symbolic
@@ -339,7 +329,7 @@ func removeTree(path string) error {
 		return err
 	}
 	if info.IsDir() {
-		if _, err := emptyFolder(path); err != nil {
+		if _, err := tree.Empty(path); err != nil {
 			return err
 		}
 	}
@@ -356,65 +346,4 @@ func remove(path string) error {
 		return &fs.PathError{Op: "remove", Path: path, Err: unix.EBUSY}
 	}
 	return os.Remove(path)
-}
-
-// emptyFolder removes everything in a folder and reports how many entries it had.
-func emptyFolder(path string) (int, error) {
-	fd, err := unix.Open(path, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
-	if errors.Is(err, unix.ENOENT) {
-		return 0, nil
-	}
-	if err != nil {
-		return 0, &fs.PathError{Op: "open", Path: path, Err: err}
-	}
-	return emptyOpen(fd, path)
-}
-
-// emptyOpen empties the folder behind fd, and closes fd.
-func emptyOpen(fd int, path string) (int, error) {
-	dir := os.NewFile(uintptr(fd), path)
-	defer dir.Close()
-	names, err := dir.Readdirnames(-1)
-	if err != nil {
-		return 0, err
-	}
-	var errs []error
-	for _, name := range names {
-		if err := removeAt(fd, name, filepath.Join(path, name)); err != nil {
-			errs = append(errs, err)
-		}
-	}
-	return len(names), errors.Join(errs...)
-}
-
-func removeAt(fd int, name, path string) error {
-	err := unix.Unlinkat(fd, name, 0)
-	switch {
-	case err == nil, errors.Is(err, unix.ENOENT):
-		return nil
-	case errors.Is(err, unix.EISDIR), errors.Is(err, unix.EPERM):
-	case errors.Is(err, unix.EBUSY):
-		return fmt.Errorf("%s is a mount point; unmount it first", path)
-	default:
-		return &fs.PathError{Op: "remove", Path: path, Err: err}
-	}
-	sub, openErr := unix.Openat2(fd, name, &unix.OpenHow{
-		Flags:   unix.O_RDONLY | unix.O_DIRECTORY | unix.O_NOFOLLOW | unix.O_CLOEXEC,
-		Resolve: unix.RESOLVE_NO_XDEV | unix.RESOLVE_NO_SYMLINKS | unix.RESOLVE_BENEATH,
-	})
-	switch {
-	case errors.Is(openErr, unix.EXDEV):
-		return fmt.Errorf("%s is a mounted file system; unmount it first", path)
-	case errors.Is(openErr, unix.ENOTDIR): // a file that may not be removed
-		return &fs.PathError{Op: "remove", Path: path, Err: err}
-	case openErr != nil:
-		return &fs.PathError{Op: "open", Path: path, Err: openErr}
-	}
-	if _, err := emptyOpen(sub, path); err != nil {
-		return err
-	}
-	if err := unix.Unlinkat(fd, name, unix.AT_REMOVEDIR); err != nil && !errors.Is(err, unix.ENOENT) {
-		return &fs.PathError{Op: "remove", Path: path, Err: err}
-	}
-	return nil
 }

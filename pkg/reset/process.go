@@ -3,9 +3,7 @@ package reset
 import (
 	"bytes"
 	"context"
-	"errors"
 	"fmt"
-	"io/fs"
 	"net"
 	"os"
 	"os/exec"
@@ -430,58 +428,6 @@ func (m *machine) otherKubelet(near scope) string {
 		}
 	}
 	return ""
-}
-
-// A service is podo as one of the machine's service managers knows it.
-type service struct {
-	file                  string
-	stop, disable, forget []string
-}
-
-func services() []service {
-	var out []service
-	for _, name := range []string{"podo", "podo-agent"} {
-		out = append(out,
-			service{
-				file:    "/etc/systemd/system/" + name + ".service",
-				stop:    []string{"systemctl", "stop", name + ".service"},
-				disable: []string{"systemctl", "disable", name + ".service"},
-				forget:  []string{"systemctl", "daemon-reload"},
-			},
-			service{ // one that systemd-run made
-				file: "/run/systemd/transient/" + name + ".service",
-				stop: []string{"systemctl", "stop", name + ".service"},
-			},
-			service{
-				file:    "/etc/init.d/" + name,
-				stop:    []string{"rc-service", "--ifstarted", name, "stop"},
-				disable: []string{"rc-update", "delete", name},
-			})
-	}
-	return out
-}
-
-// stopService keeps the service manager from starting podo again.
-func (m *machine) stopService(ctx context.Context) error {
-	for _, s := range services() {
-		if _, err := os.Lstat(s.file); errors.Is(err, fs.ErrNotExist) || !m.managed(s) {
-			continue
-		}
-		if err := run(ctx, s.stop); err != nil {
-			return err
-		}
-		m.tell("stopped the service %s", filepath.Base(s.file))
-	}
-	return nil
-}
-
-// managed reports whether the manager of s is in charge of this machine.
-func (m *machine) managed(s service) bool {
-	if s.stop[0] == "systemctl" {
-		return m.systemd()
-	}
-	_, err := exec.LookPath(s.stop[0])
-	return err == nil && m.near(1)
 }
 
 func (m *machine) systemd() bool {

@@ -29,6 +29,8 @@ type Options struct {
 
 	// KeepData leaves the data directory and the configuration where they are.
 	KeepData bool
+	// Purge removes the volumes of claims as well, which are people's.
+	Purge bool
 	// Executable is the running podo. It is removed if it was installed, that is if
 	// it lies in one of the usual folders for programs.
 	Executable string

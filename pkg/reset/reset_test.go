@@ -296,10 +296,17 @@ func smallMachine(t *testing.T) {
 	must(t, os.Symlink("/opt/other/ctr", "/usr/local/bin/ctr"))
 	must(t, os.Symlink("/root/folder", p.Data+"/agent/link"))
 	staleSocket(t, shimSockets+"/aaaa")
+	for _, path := range installedFiles() {
+		must(t, os.MkdirAll(filepath.Dir(path), 0o755))
+		must(t, os.WriteFile(path, []byte("# "+origin+"\n"), 0o644))
+	}
+	for _, path := range theirFiles() {
+		must(t, os.WriteFile(path, nil, 0o644))
+	}
 	must(t, os.WriteFile("/root/.kube/config", []byte("apiVersion: v1\nkind: Config\nclusters: []\n"+
 		"contexts:\n- name: podo\n  context: {cluster: podo, user: podo}\n- name: work\n  context: {cluster: work, user: work}\n"), 0o600))
 
-	o := Options{Paths: p, Grace: 5 * time.Second, Executable: "/usr/local/bin/podo",
+	o := Options{Paths: p, Grace: 5 * time.Second, Purge: true, Executable: "/usr/local/bin/podo",
 		Kubeconfigs: []string{"/root/.kube/config"}, Tell: func(s string) { t.Log(s) }}
 
 	before := kinds(t, o)
@@ -358,6 +365,23 @@ func smallMachine(t *testing.T) {
 	}
 	must(t, unix.Unmount(disk, 0))
 	must(t, unix.Unmount(twin, 0))
+
+	// Volumes stay, unless they are to go.
+	volume := filepath.Join(p.Storage(), "pvc-1", "precious")
+	must(t, os.MkdirAll(filepath.Dir(volume), 0o755))
+	must(t, os.WriteFile(volume, nil, 0o644))
+	o.Purge = false
+	must(t, Uninstall(t.Context(), o))
+	if _, err := os.Stat(volume); err != nil {
+		t.Errorf("Uninstall took a volume: %v", err)
+	}
+	if left, err := Verify(o); err != nil || len(left) != 0 {
+		t.Errorf("Verify = %v, %v; want nothing but volumes, which it does not list", left, err)
+	}
+	o.Purge = true
+	if left, err := Verify(o); err != nil || len(left) != 1 || left[0].What != p.Storage() {
+		t.Errorf("Verify = %v, %v; want the volumes", left, err)
+	}
 	must(t, Uninstall(t.Context(), o))
 	if left, err := Verify(o); err != nil || len(left) != 0 {
 		t.Errorf("Verify = %v, %v; want nothing", left, err)
@@ -367,7 +391,12 @@ func smallMachine(t *testing.T) {
 			t.Errorf("Uninstall left %s", path)
 		}
 	}
-	for _, path := range []string{"/usr/local/bin/ctr", cniResults + "/theirs", "/var/lib/home/precious"} {
+	for _, path := range installedFiles() {
+		if _, err := os.Lstat(path); err == nil {
+			t.Errorf("Uninstall left %s", path)
+		}
+	}
+	for _, path := range append(theirFiles(), "/usr/local/bin/ctr", cniResults+"/theirs", "/var/lib/home/precious") {
 		if _, err := os.Lstat(path); err != nil {
 			t.Errorf("Uninstall took too much: %v", err)
 		}
@@ -408,6 +437,27 @@ func smallMachine(t *testing.T) {
 	must(t, Uninstall(t.Context(), o))
 	if _, err := os.Stat(o.Paths.Data); err != nil {
 		t.Error("somebody's empty folder was removed")
+	}
+}
+
+// installedFiles are those that install.sh writes, under the usual names and another.
+func installedFiles() []string {
+	return []string{
+		"/etc/systemd/system/podo.service", "/etc/systemd/system/podo.service.env",
+		"/etc/systemd/system/podo-edge.service", "/etc/systemd/system/podo-edge.service.env",
+		"/etc/systemd/system/podo-shutdown.service", "/etc/systemd/system/multi-user.target.wants/podo.service",
+		"/etc/init.d/podo-agent", "/etc/runlevels/default/podo-agent", "/etc/logrotate.d/podo-agent",
+		"/var/log/podo-agent.log", "/var/log/podo-agent.log.1.gz",
+		shutdownDelay,
+		"/usr/local/bin/podo-killall.sh", "/usr/local/bin/podo-uninstall.sh",
+	}
+}
+
+// theirFiles only have names like those.
+func theirFiles() []string {
+	return []string{
+		"/etc/systemd/system/podo-backup.service", "/etc/init.d/podo-backup", "/etc/logrotate.d/podo-backup",
+		"/var/log/podo-backup.log", "/usr/local/bin/podo-backup.sh",
 	}
 }
 

@@ -13,14 +13,14 @@ import (
 
 // A Leftover is one trace of podo on this machine.
 type Leftover struct {
-	Kind string `json:"kind"` // process, mount, netns, link, table, cgroup or file
+	Kind string `json:"kind"` // process, mount, netns, link, table, cgroup, file or cluster
 	What string `json:"what"`
 }
 
 func (l Leftover) String() string { return l.Kind + " " + l.What }
 
 // Verify lists every trace of podo that is left on this machine, changing nothing.
-// With KeepData it passes over what that keeps.
+// It passes over what KeepData keeps, and over volumes unless they are to be purged.
 func Verify(o Options) ([]Leftover, error) {
 	m, err := look(o)
 	if err != nil {
@@ -97,8 +97,8 @@ func (m *machine) leftFiles() []string {
 			add(m.data)
 		}
 		for _, e := range entries {
-			if datadir.Owns(e.Name()) {
-				add(filepath.Join(m.data, e.Name()))
+			if path := filepath.Join(m.data, e.Name()); datadir.Owns(e.Name()) && !m.keeps(path) {
+				add(path)
 			}
 		}
 	}

@@ -7,7 +7,6 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
-	"k8s.io/client-go/kubernetes"
 
 	"github.com/podo-dev/podo/pkg/gate"
 	"github.com/podo-dev/podo/pkg/kubeconfig"
@@ -22,15 +21,12 @@ const (
 	etcdLabel = "node-role.kubernetes.io/etcd"
 )
 
-// Role labels the node of this process as one that runs a control plane, and maybe a
-// member of etcd, as soon as it has registered.
+// Role labels the node of this process with what its server runs, an API server or a
+// member of etcd or both, as soon as it has registered. A server that was started anew
+// without one of them loses that label.
 func Role(p plan.Server, g *gate.Gate) lifecycle.Component {
 	return lifecycle.Task("node-role", func(ctx context.Context) error {
-		rc, err := kubeconfig.Client(p.Paths.ServerKubeconfig("podo"), g.Dial)
-		if err != nil {
-			return err
-		}
-		client, err := kubernetes.NewForConfig(rc)
+		client, err := kubeconfig.Clientset(p.Paths.ServerKubeconfig("podo"), g.Dial)
 		if err != nil {
 			return err
 		}
@@ -38,13 +34,13 @@ func Role(p plan.Server, g *gate.Gate) lifecycle.Component {
 		if err != nil {
 			return nil // only a stop ends the wait
 		}
-		roles := map[string]string{roleLabel: "true"}
-		if p.Storage.Etcd != nil {
-			roles[etcdLabel] = "true"
-		}
-		for name := range roles {
-			if node.Labels[name] != "" {
-				delete(roles, name)
+		roles := map[string]any{}
+		for name, runs := range map[string]bool{roleLabel: p.APIServer != nil, etcdLabel: p.Storage.Etcd != nil} {
+			switch _, has := node.Labels[name]; {
+			case runs && !has:
+				roles[name] = "true"
+			case !runs && has:
+				roles[name] = nil
 			}
 		}
 		if len(roles) == 0 {

@@ -23,6 +23,7 @@ func TestRole(t *testing.T) {
 		"first start":       {`{}`, []string{patch}},
 		"labelled already":  {`{"node-role.kubernetes.io/control-plane": "true"}`, nil},
 		"with other labels": {`{"kubernetes.io/os": "linux"}`, []string{patch}},
+		"was a member":      {`{"node-role.kubernetes.io/control-plane": "true", "node-role.kubernetes.io/etcd": "true"}`, []string{`PATCH /api/v1/nodes/box {"metadata":{"labels":{"node-role.kubernetes.io/etcd":null}}}`}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			var writes []string

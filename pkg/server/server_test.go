@@ -1,11 +1,13 @@
 package server
 
 import (
+	"bytes"
 	"context"
 	"crypto/tls"
 	"errors"
 	"io/fs"
 	"log/slog"
+	"maps"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -15,6 +17,7 @@ import (
 	"strings"
 	"testing"
 	"testing/fstest"
+	"testing/synctest"
 	"time"
 
 	"k8s.io/client-go/rest"
@@ -25,6 +28,7 @@ import (
 	"github.com/podo-dev/podo/pkg/lifecycle"
 	"github.com/podo-dev/podo/pkg/lifecycle/lifecycletest"
 	"github.com/podo-dev/podo/pkg/paths"
+	"github.com/podo-dev/podo/pkg/pki"
 	"github.com/podo-dev/podo/pkg/plan"
 	"github.com/podo-dev/podo/pkg/plan/plantest"
 )
@@ -173,6 +177,46 @@ func TestTrustContract(t *testing.T) {
 	lifecycletest.Check(t, (&keyring{plan: server(t, t.TempDir())}).component())
 }
 
+// TestCertificatesNeverEnd lets a year and a half pass in a server that nobody restarts.
+func TestCertificatesNeverEnd(t *testing.T) {
+	p := server(t, t.TempDir())
+	synctest.Test(t, func(t *testing.T) {
+		var said bytes.Buffer
+		ctx, stop := context.WithCancel(t.Context())
+		ready, done := make(chan struct{}), make(chan error, 1)
+		who := &keyring{plan: p, log: slog.New(slog.NewTextHandler(&said, nil))}
+		go func() { done <- who.component().Run(ctx, func() { close(ready) }) }()
+		<-ready
+		first := tree(t, p.Kubeconfig.Path)
+		for range 18 {
+			time.Sleep(30 * 24 * time.Hour)
+			for _, l := range pki.Table(p.Certificates.Names) {
+				if cert, err := pki.Load(l.Files(p.Paths)); err != nil || time.Until(cert.NotAfter) < 60*24*time.Hour {
+					t.Fatalf("%s after %s: ends %v, %v", l.Name, time.Now(), cert.NotAfter, err)
+				}
+			}
+			admin, err := clientcmd.LoadFromFile(p.Kubeconfig.Path)
+			if err != nil {
+				t.Fatal(err)
+			}
+			want, _, err := read(p.Paths.ServerLeaf("admin"))
+			if got := admin.AuthInfos[p.Kubeconfig.Name].ClientCertificateData; err != nil || !bytes.Equal(got, want) {
+				t.Fatalf("the administrator's kubeconfig holds another certificate than the one on disk: %v", err)
+			}
+		}
+		if maps.Equal(first, tree(t, p.Kubeconfig.Path)) {
+			t.Error("the administrator's certificate was never renewed")
+		}
+		stop()
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+		if n := strings.Count(said.String(), "certificates renewed"); n < 2 || n > 3 {
+			t.Errorf("said %d times that certificates were renewed\n%s", n, said.String())
+		}
+	})
+}
+
 // TestBuild checks the boot order: who waits for whom.
 func TestBuild(t *testing.T) {
 	log := slog.New(slog.DiscardHandler)
@@ -185,25 +229,69 @@ func TestBuild(t *testing.T) {
 	if s.Trust == nil || s.API == nil || s.Store == nil {
 		t.Errorf("server = %+v", s)
 	}
-	var got []string
-	for _, u := range g.Status() {
-		slices.Sort(u.WaitOn)
-		got = append(got, strings.TrimSpace(u.Name+" < "+strings.Join(u.WaitOn, " ")))
-	}
-	want := []string{
+	got, want := order(g), []string{
 		"certificates <",
 		"datastore < certificates",
 		"egress <",
 		"kube-apiserver < certificates datastore egress",
 		"supervisor < kube-apiserver",
+		"metrics-server < kube-apiserver",
+		"load-balancer < kube-apiserver",
 		"kube-controller-manager < kube-apiserver",
 		"kube-scheduler < kube-apiserver",
+		"volume-provisioner < kube-apiserver",
 		"node-role < kube-apiserver",
+		"manifests < kube-apiserver",
 		"addons < kube-apiserver",
+		"helm-controller < kube-apiserver",
 	}
 	if !slices.Equal(got, want) {
 		t.Errorf("order\n%s\nwant\n%s", strings.Join(got, "\n"), strings.Join(want, "\n"))
 	}
+}
+
+// TestBuildForEtcdAlone checks the boot order of a server that runs no API server.
+func TestBuildForEtcdAlone(t *testing.T) {
+	cfg := config.Default()
+	cfg.Datastore.Init = true
+	cfg.Components.NoAPIServer, cfg.Components.NoControllers, cfg.Components.NoScheduler = true, true, true
+	p, err := plan.New(cfg, plantest.Machine(), plan.Known{}, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	log := slog.New(slog.DiscardHandler)
+	g := lifecycle.NewGroup(log)
+	s, err := Build(g, *p.Server, Deps{Gate: gate.New(), Log: log})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if s.Near != s.API {
+		t.Error("parts start before an API server answers")
+	}
+	if got, want := order(g), []string{
+		"certificates <",
+		"datastore < certificates",
+		"secrets < datastore",
+		"port < certificates datastore",
+		"balancer < certificates",
+		"servers < balancer certificates datastore",
+		"api < balancer",
+		"supervisor < api",
+		"volume-provisioner < api",
+		"node-role < api",
+		"manifests < api",
+	}; !slices.Equal(got, want) {
+		t.Errorf("order\n%s\nwant\n%s", strings.Join(got, "\n"), strings.Join(want, "\n"))
+	}
+}
+
+// order lists every part with what it waits for.
+func order(g *lifecycle.Group) (out []string) {
+	for _, u := range g.Status() {
+		slices.Sort(u.WaitOn)
+		out = append(out, strings.TrimSpace(u.Name+" < "+strings.Join(u.WaitOn, " ")))
+	}
+	return out
 }
 
 func TestBuildWithoutScheduler(t *testing.T) {

@@ -3,6 +3,7 @@ package server
 import (
 	"context"
 	"crypto/x509"
+	"errors"
 	"log/slog"
 	"net/http"
 	"net/netip"
@@ -18,6 +19,8 @@ import (
 	"k8s.io/client-go/informers"
 	"k8s.io/client-go/kubernetes"
 	corelisters "k8s.io/client-go/listers/core/v1"
+	"k8s.io/client-go/rest"
+	"k8s.io/client-go/tools/cache"
 
 	"github.com/podo-dev/podo/pkg/atomicfile"
 	"github.com/podo-dev/podo/pkg/gate"
@@ -26,7 +29,6 @@ import (
 	"github.com/podo-dev/podo/pkg/lifecycle"
 	"github.com/podo-dev/podo/pkg/pki"
 	"github.com/podo-dev/podo/pkg/plan"
-	"github.com/podo-dev/podo/pkg/storage/etcd"
 	"github.com/podo-dev/podo/pkg/tunnel"
 )
 
@@ -43,6 +45,8 @@ type supervisor struct {
 	mu     sync.Mutex
 	client kubernetes.Interface   // nil until the API is ready
 	nodes  corelisters.NodeLister // likewise
+	owners join.Owners            // likewise
+	pods   cache.Indexer          // by address; nil in a mode that needs none
 }
 
 func newSupervisor(p plan.Server, t *keyring, store Store, g *gate.Gate, log *slog.Logger) *supervisor {
@@ -53,11 +57,13 @@ func newSupervisor(p plan.Server, t *keyring, store Store, g *gate.Gate, log *sl
 
 // front puts podo's own paths before the Kubernetes API.
 func (s *supervisor) front(next http.Handler) http.Handler {
+	next = static("/static/charts/", s.plan.Paths.StaticCharts(), next)
 	return join.Handler(join.Options{
 		Cluster:     s.plan.Cluster,
 		Authorities: s.trust.authorities,
 		Tokens:      s.trust.forAgents,
 		Records:     s.records,
+		Owners:      s.identities,
 		Servers:     s.servers,
 		Tunnel:      s.hub.Accept,
 		Peers: join.Peers{
@@ -66,6 +72,7 @@ func (s *supervisor) front(next http.Handler) http.Handler {
 			Settings: s.plan.Shared,
 			Members:  s.members,
 			Live:     s.live,
+			Apart:    s.plan.APIServer == nil,
 		},
 		Now: time.Now,
 		Log: s.log,
@@ -87,25 +94,39 @@ func (s *supervisor) egress() lifecycle.Component {
 // component knows the cluster's nodes, once the API is there to tell.
 func (s *supervisor) component() lifecycle.Component {
 	return lifecycle.Func("supervisor", func(ctx context.Context, ready func()) error {
-		rc, err := kubeconfig.Client(s.plan.Paths.ServerKubeconfig("podo"), s.gate.Dial)
-		if err != nil {
-			return err
-		}
-		client, err := kubernetes.NewForConfig(rc)
+		client, err := kubeconfig.Clientset(s.plan.Paths.ServerKubeconfig("podo"), s.gate.Dial)
 		if err != nil {
 			return err
 		}
 		factory := informers.NewSharedInformerFactoryWithOptions(client, 0, informers.WithTransform(addressesOnly))
 		lister := factory.Core().V1().Nodes().Lister()
+		var pods cache.Indexer
+		if s.plan.APIServer != nil && tunnel.Mode(s.plan.Egress.Mode) == tunnel.ModeCluster {
+			known := factory.Core().V1().Pods().Informer()
+			if err := known.AddIndexers(cache.Indexers{byAddress: addressesOf}); err != nil {
+				return err
+			}
+			pods = known.GetIndexer()
+		}
 		factory.StartWithContext(ctx)
 		defer factory.Shutdown()
 		factory.WaitForCacheSyncWithContext(ctx)
-		// No agent may take the name of this server's own node.
-		if err := s.claim(ctx, client); err != nil {
+		owners, err := join.WatchOwners(ctx, client)
+		if ctx.Err() != nil {
+			return nil
+		}
+		if err != nil {
 			return err
 		}
+		if s.plan.APIServer == nil {
+			// The server that let this one in has judged whether the name is free.
+			free := func(context.Context, string) (bool, error) { return false, nil }
+			if err := s.claim(ctx, client, free); err != nil {
+				return err
+			}
+		}
 		s.mu.Lock()
-		s.client, s.nodes = client, lister
+		s.client, s.nodes, s.owners, s.pods = client, lister, owners, pods
 		s.mu.Unlock()
 		ready()
 		s.count(ctx)
@@ -121,9 +142,19 @@ func (s *supervisor) count(ctx context.Context) {
 	}
 }
 
-// claim notes that this server's node is this machine. A server holds the keys of
-// the cluster, so nobody's word counts more.
-func (s *supervisor) claim(ctx context.Context, client kubernetes.Interface) error {
+// settle notes that this server's node is this machine, before the kubelet may say so.
+// If the name is that of another machine which is at work, it returns a *join.Refusal.
+func (s *supervisor) settle(ctx context.Context, rc *rest.Config) error {
+	client, err := kubernetes.NewForConfig(rc)
+	if err != nil {
+		return err
+	}
+	return s.claim(ctx, client, func(ctx context.Context, node string) (bool, error) {
+		return s.atWork(ctx, client, node)
+	})
+}
+
+func (s *supervisor) claim(ctx context.Context, client kubernetes.Interface, atWork func(context.Context, string) (bool, error)) error {
 	if s.plan.NodeName == "" {
 		return nil
 	}
@@ -136,7 +167,11 @@ func (s *supervisor) claim(ctx context.Context, client kubernetes.Interface) err
 		return err
 	}
 	for {
-		if err = join.NewRecords(client).Claim(ctx, s.plan.NodeName, public, true); err == nil || ctx.Err() != nil {
+		err := join.NewRecords(client).ClaimServer(ctx, s.plan.NodeName, public, atWork)
+		if _, refused := errors.AsType[*join.Refusal](err); err == nil || refused {
+			return err
+		}
+		if ctx.Err() != nil {
 			return nil
 		}
 		s.log.Debug("own name not claimed yet", "component", "supervisor", "err", err)
@@ -147,9 +182,34 @@ func (s *supervisor) claim(ctx context.Context, client kubernetes.Interface) err
 	}
 }
 
+// atWork watches a node until it is certain that it is at work, since its lease is
+// renewed, or that it is not, since that ends.
+func (s *supervisor) atWork(ctx context.Context, client kubernetes.Interface, node string) (bool, error) {
+	var first *metav1.MicroTime
+	for {
+		live, renewed, err := alive(ctx, client, node)
+		if err != nil || !live {
+			return false, err
+		}
+		switch {
+		case renewed == nil:
+		case first == nil:
+			first = renewed
+			s.log.Info("waiting to see whether another machine works under this name", "component", "supervisor", "node", node)
+		case !renewed.Equal(first):
+			return true, nil
+		}
+		select {
+		case <-ctx.Done():
+			return false, ctx.Err()
+		case <-time.After(time.Second):
+		}
+	}
+}
+
 // members are the client URLs of the datastore's members.
 func (s *supervisor) members(ctx context.Context) ([]string, error) {
-	store, ok := s.store.(*etcd.Store)
+	store, ok := s.store.(members)
 	if !ok {
 		return nil, join.ErrAlone
 	}
@@ -170,33 +230,74 @@ func (s *supervisor) members(ctx context.Context) ([]string, error) {
 	return out, nil
 }
 
-// live reports whether a node has renewed its lease lately.
+// newNode is how long a node's kubelet may take to its first lease, which it tries for ever
+// more rarely while no API server answers (Kubernetes 1.36: every seven seconds).
+const newNode = 30 * time.Second
+
+// live reports whether a node has renewed its lease lately, or is too new to have one.
 func (s *supervisor) live(ctx context.Context, node string) (bool, error) {
 	client, _, err := s.api()
 	if err != nil {
 		return false, err
 	}
-	lease, err := client.CoordinationV1().Leases(corev1.NamespaceNodeLease).Get(ctx, node, metav1.GetOptions{})
-	if apierrors.IsNotFound(err) || err == nil && (lease.Spec.RenewTime == nil || lease.Spec.LeaseDurationSeconds == nil) {
-		return false, nil
-	}
-	if err != nil {
-		return false, err
-	}
-	return time.Since(lease.Spec.RenewTime.Time) < time.Duration(*lease.Spec.LeaseDurationSeconds)*time.Second, nil
+	live, _, err := alive(ctx, client, node)
+	return live, err
 }
 
-// addressesOnly keeps of a node what owner asks for; the rest would be memory.
-func addressesOnly(object any) (any, error) {
-	n, ok := object.(*corev1.Node)
-	if !ok {
-		return object, nil
+// alive reports whether a node has been heard of lately, and when it renewed its lease.
+func alive(ctx context.Context, client kubernetes.Interface, node string) (bool, *metav1.MicroTime, error) {
+	lease, err := client.CoordinationV1().Leases(corev1.NamespaceNodeLease).Get(ctx, node, metav1.GetOptions{})
+	if apierrors.IsNotFound(err) {
+		n, err := client.CoreV1().Nodes().Get(ctx, node, metav1.GetOptions{})
+		if apierrors.IsNotFound(err) {
+			return false, nil, nil
+		}
+		return err == nil && time.Since(n.CreationTimestamp.Time) < newNode, nil, err
 	}
-	return &corev1.Node{
-		ObjectMeta: metav1.ObjectMeta{Name: n.Name, UID: n.UID, ResourceVersion: n.ResourceVersion},
-		Spec:       corev1.NodeSpec{PodCIDRs: n.Spec.PodCIDRs},
-		Status:     corev1.NodeStatus{Addresses: n.Status.Addresses, DaemonEndpoints: n.Status.DaemonEndpoints},
-	}, nil
+	if err != nil {
+		return false, nil, err
+	}
+	renewed := lease.Spec.RenewTime
+	if renewed == nil || lease.Spec.LeaseDurationSeconds == nil {
+		return false, renewed, nil
+	}
+	return time.Since(renewed.Time) < time.Duration(*lease.Spec.LeaseDurationSeconds)*time.Second, renewed, nil
+}
+
+// addressesOnly keeps of a node or a pod what owner asks for; the rest would be memory.
+func addressesOnly(object any) (any, error) {
+	switch o := object.(type) {
+	case *corev1.Node:
+		return &corev1.Node{
+			ObjectMeta: metav1.ObjectMeta{Name: o.Name, UID: o.UID, ResourceVersion: o.ResourceVersion},
+			Spec:       corev1.NodeSpec{PodCIDRs: o.Spec.PodCIDRs},
+			Status:     corev1.NodeStatus{Addresses: o.Status.Addresses, DaemonEndpoints: o.Status.DaemonEndpoints},
+		}, nil
+	case *corev1.Pod:
+		return &corev1.Pod{
+			ObjectMeta: metav1.ObjectMeta{Namespace: o.Namespace, Name: o.Name, UID: o.UID, ResourceVersion: o.ResourceVersion},
+			Spec:       corev1.PodSpec{NodeName: o.Spec.NodeName, HostNetwork: o.Spec.HostNetwork},
+			Status:     corev1.PodStatus{Phase: o.Status.Phase, PodIPs: o.Status.PodIPs},
+		}, nil
+	}
+	return object, nil
+}
+
+// byAddress finds pods by their addresses.
+const byAddress = "address"
+
+// addressesOf are those that no other pod can have: a pod on its node's network has
+// none, and one that has ended gave them back.
+func addressesOf(object any) ([]string, error) {
+	p, ok := object.(*corev1.Pod)
+	if !ok || p.Spec.HostNetwork || p.Status.Phase == corev1.PodSucceeded || p.Status.Phase == corev1.PodFailed {
+		return nil, nil
+	}
+	var out []string
+	for _, a := range p.Status.PodIPs {
+		out = append(out, a.IP)
+	}
+	return out, nil
 }
 
 func (s *supervisor) api() (kubernetes.Interface, corelisters.NodeLister, error) {
@@ -208,12 +309,36 @@ func (s *supervisor) api() (kubernetes.Interface, corelisters.NodeLister, error)
 	return s.client, s.nodes, nil
 }
 
+// known lists the nodes of the cluster.
+func (s *supervisor) known() ([]*corev1.Node, error) {
+	_, lister, err := s.api()
+	if err != nil {
+		return nil, err
+	}
+	return lister.List(labels.Everything())
+}
+
+// kubelets is how the control plane asks kubelets: as the API server does, by the
+// tunnels.
+func (s *supervisor) kubelets() *rest.Config {
+	caller := s.plan.Paths.ServerLeaf("kube-apiserver-kubelet")
+	return &rest.Config{
+		TLSClientConfig: rest.TLSClientConfig{CAFile: s.plan.Paths.CA(pki.KubeletCA).Cert, CertFile: caller.Cert, KeyFile: caller.Key},
+		Dial:            s.hub.Dial,
+	}
+}
+
 func (s *supervisor) records() (*join.Records, error) {
 	client, _, err := s.api()
 	if err != nil {
 		return nil, err
 	}
 	return join.NewRecords(client), nil
+}
+
+func (s *supervisor) identities() (join.Owners, error) {
+	_, _, err := s.api()
+	return s.owners, err // written once, before the API counts as ready
 }
 
 // servers are the addresses that the API servers have published of themselves.
@@ -244,6 +369,9 @@ func (s *supervisor) owner(host string) (tunnel.Place, bool) {
 	if err != nil {
 		return tunnel.Place{}, false
 	}
+	if node := s.home(host); node != "" {
+		return tunnel.Place{Node: node, Pod: true}, node != s.plan.NodeName
+	}
 	all, err := lister.List(labels.Everything())
 	if err != nil {
 		return tunnel.Place{}, false
@@ -264,6 +392,23 @@ func (s *supervisor) owner(host string) (tunnel.Place, bool) {
 		return tunnel.Place{}, false
 	}
 	return found[0], true
+}
+
+// home is the node of the one pod that has an address, as its object says: a pod network
+// that podo did not make need not keep to the nodes' ranges. It is empty if the mode
+// does not ask for it, or if there is no such pod.
+func (s *supervisor) home(address string) string {
+	s.mu.Lock()
+	pods := s.pods
+	s.mu.Unlock()
+	if pods == nil {
+		return ""
+	}
+	found, err := pods.ByIndex(byAddress, address)
+	if err != nil || len(found) != 1 {
+		return ""
+	}
+	return found[0].(*corev1.Pod).Spec.NodeName
 }
 
 // place is where a node's kubelet is.

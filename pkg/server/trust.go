@@ -8,13 +8,16 @@ import (
 	"net/http"
 	"os"
 	"os/user"
+	"slices"
 	"strconv"
+	"strings"
 	"sync"
 	"time"
 
 	"k8s.io/client-go/rest"
 
 	"github.com/podo-dev/podo/pkg/atomicfile"
+	"github.com/podo-dev/podo/pkg/config"
 	"github.com/podo-dev/podo/pkg/join"
 	"github.com/podo-dev/podo/pkg/kubeconfig"
 	"github.com/podo-dev/podo/pkg/lifecycle"
@@ -29,33 +32,88 @@ import (
 // tokens, and a kubeconfig for every component and for the administrator.
 type keyring struct {
 	plan plan.Server
+	log  *slog.Logger
 
 	mu  sync.Mutex
 	cas pki.Authorities // nil until they and the tokens are on disk
 }
 
 func (t *keyring) component() lifecycle.Component {
-	return lifecycle.Task("certificates", func(context.Context) error {
-		names := t.plan.Certificates
-		cas, _, err := pki.Ensure(t.plan.Paths, pki.Table(names.Names), time.Now)
+	return lifecycle.Func("certificates", func(ctx context.Context, ready func()) error {
+		if t.plan.Storage.External != nil {
+			if err := t.receive(ctx); err != nil || ctx.Err() != nil {
+				return err
+			}
+		}
+		cas, err := t.make()
 		if err != nil {
 			return err
 		}
-		ca := cas[pki.ServerCA].PEM
-		if _, err := token.Ensure(t.plan.Paths.Token(), token.Server, names.Token, ca); err != nil {
-			return err
-		}
-		if _, err := token.Ensure(t.plan.Paths.AgentToken(), token.Agent, names.Agent, ca); err != nil {
-			return err
-		}
-		t.mu.Lock()
-		t.cas = cas
-		t.mu.Unlock()
-		if err := internal(t.plan); err != nil {
-			return err
-		}
-		return administrator(t.plan.Paths, t.plan.Kubeconfig, ca)
+		ready()
+		t.renew(ctx, cas)
+		return nil
 	})
+}
+
+// make puts everything in place.
+func (t *keyring) make() (pki.Authorities, error) {
+	names := t.plan.Certificates
+	cas, _, err := pki.Ensure(t.plan.Paths, pki.Table(names.Names), time.Now)
+	if err != nil {
+		return nil, err
+	}
+	ca := cas[pki.ServerCA].PEM
+	if err := t.ensure(t.plan.Paths.Token(), token.Server, names.Token, ca); err != nil {
+		return nil, err
+	}
+	if err := t.ensure(t.plan.Paths.AgentToken(), token.Agent, names.Agent, ca); err != nil {
+		return nil, err
+	}
+	t.mu.Lock()
+	t.cas = cas
+	t.mu.Unlock()
+	if err := internal(t.plan); err != nil {
+		return nil, err
+	}
+	return cas, administrator(t.plan.Paths, t.plan.Kubeconfig, ca)
+}
+
+// ensure makes a token that is missing.
+func (t *keyring) ensure(path, user string, given config.Secret, ca []byte) error {
+	kept, err := token.Ensure(path, user, given, ca)
+	if err != nil || given == "" {
+		return err
+	}
+	if said, err := token.Parse(string(given)); err == nil && !kept.Accepts(string(said.Password)) {
+		t.log.Warn("token in the settings is not used, since it was replaced by podo token rotate", "component", "certificates", "path", path)
+	}
+	return nil
+}
+
+// renewal is how often certificates are looked at while podo runs.
+const renewal = 4 * time.Hour
+
+// renew issues certificates anew in time, until ctx ends. Their users read them from
+// disk again by themselves: servers at a handshake, clients within minutes.
+func (t *keyring) renew(ctx context.Context, cas pki.Authorities) {
+	tick := time.NewTicker(renewal)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+		issued, err := pki.EnsureLeaves(t.plan.Paths, cas, pki.Table(t.plan.Certificates.Names), time.Now)
+		if err == nil && slices.Contains(issued, "admin") {
+			err = administrator(t.plan.Paths, t.plan.Kubeconfig, cas[pki.ServerCA].PEM)
+		}
+		if err != nil {
+			t.log.Warn("certificates not renewed; trying again in a few hours", "component", "certificates", "err", err)
+		} else if len(issued) > 0 {
+			t.log.Info("certificates renewed", "component", "certificates", "names", strings.Join(issued, ", "))
+		}
+	}
 }
 
 func (t *keyring) authorities() (pki.Authorities, error) {
@@ -159,7 +217,11 @@ func ready(ctx context.Context, rc *rest.Config) error {
 	if err != nil {
 		return err
 	}
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, rc.Host+"/readyz", nil)
+	return ask(ctx, transport, rc.Host)
+}
+
+func ask(ctx context.Context, transport http.RoundTripper, host string) error {
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, host+"/readyz", nil)
 	if err != nil {
 		return err
 	}

@@ -20,8 +20,13 @@ var ErrNotRunning = errors.New("podo is not running")
 // ErrFailed means that a part of podo died, so waiting longer is of no use.
 var ErrFailed = errors.New("podo failed")
 
+// ErrSilent means that a podo has the socket and does not answer within ten seconds.
+var ErrSilent = errors.New("podo does not answer, so it hangs or the machine is very busy; podo kill stops it and its pods")
+
 // Fetch asks the podo behind socket how it stands.
 func Fetch(ctx context.Context, socket string) (Report, error) {
+	ctx, end := context.WithTimeoutCause(ctx, 10*time.Second, ErrSilent)
+	defer end()
 	transport := &http.Transport{
 		DisableKeepAlives: true,
 		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
@@ -39,6 +44,8 @@ func Fetch(ctx context.Context, socket string) (Report, error) {
 		return Report{}, fmt.Errorf("%w: nothing answers on %s; start it with `podo server`", ErrNotRunning, socket)
 	case errors.Is(err, fs.ErrPermission):
 		return Report{}, fmt.Errorf("ask podo on %s: permission denied; only root may ask, try with sudo", socket)
+	case err != nil && errors.Is(context.Cause(ctx), ErrSilent):
+		return Report{}, fmt.Errorf("ask podo on %s: %w", socket, ErrSilent)
 	case err != nil:
 		return Report{}, fmt.Errorf("ask podo on %s: %w", socket, unwrapURL(err))
 	}
@@ -91,7 +98,7 @@ func Wait(ctx context.Context, socket string, tell func(Report)) (Report, error)
 // passing reports whether err may go away by itself: podo starting, stopping or
 // being restarted while it is asked.
 func passing(err error) bool {
-	return errors.Is(err, ErrNotRunning) || errors.Is(err, syscall.ECONNRESET) ||
+	return errors.Is(err, ErrNotRunning) || errors.Is(err, ErrSilent) || errors.Is(err, syscall.ECONNRESET) ||
 		errors.Is(err, syscall.EPIPE) || errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF)
 }
 
