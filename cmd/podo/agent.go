@@ -3,23 +3,17 @@ package main
 import (
 	"context"
 	"errors"
-	"log/slog"
 	"os"
 	"time"
 
 	"github.com/urfave/cli/v2"
-	"k8s.io/client-go/kubernetes"
 
 	"github.com/podo-dev/podo/pkg/agent"
 	"github.com/podo-dev/podo/pkg/config"
 	"github.com/podo-dev/podo/pkg/datadir"
-	"github.com/podo-dev/podo/pkg/gate"
 	"github.com/podo-dev/podo/pkg/host"
 	"github.com/podo-dev/podo/pkg/join"
-	"github.com/podo-dev/podo/pkg/kube"
-	"github.com/podo-dev/podo/pkg/kubeconfig"
 	"github.com/podo-dev/podo/pkg/lifecycle"
-	"github.com/podo-dev/podo/pkg/paths"
 	"github.com/podo-dev/podo/pkg/plan"
 	"github.com/podo-dev/podo/pkg/status"
 	"github.com/podo-dev/podo/pkg/version"
@@ -43,41 +37,26 @@ Examples:
 		Flags:              flags,
 		OnUsageError:       flagProblem,
 		Action: func(c *cli.Context) error {
-			notify := takeNotifier()
 			cfg, err := loadAgent(c, typed)
 			if err != nil {
 				return err
 			}
-			if os.Geteuid() != 0 {
-				return errors.New("agent: must be run as root, since it mounts, routes and starts containers; try: sudo podo agent")
-			}
-			life, end := context.WithCancelCause(c.Context)
-			defer end(nil)
-			log, closer, err := openLog(life, cfg.Logging, func(reason string) { end(fatal{reason}) })
-			if err != nil {
-				return err
-			}
-			defer closer.Close()
-			return runAgent(life, end, cfg, log, notify)
+			return launch(c, cfg, func(ctx context.Context, s start) error { return runAgent(ctx, s, cfg) })
 		},
 	}
 }
 
 // runAgent takes an agent from its settings to its end, as runServer does a server.
 // What it runs depends on what its cluster is like, so it joins first.
-func runAgent(ctx context.Context, end func(cause error), cfg config.Node, log *slog.Logger, notify notifier) error {
-	began := time.Now()
-	preferMemory()
-	exe, err := os.Executable()
-	if err != nil {
-		return err
-	}
-	where := paths.New(cfg.DataDir)
-	claim, err := datadir.Judge(where, nil, cfg.Logging.File)
+func runAgent(ctx context.Context, s start, cfg config.Node) error {
+	claim, err := datadir.Judge(s.where, version.Kubernetes(), nil, cfg.Logging.File)
 	if err != nil {
 		return unfit(err)
 	}
 	defer claim.Release()
+	if cfg.Name, err = nodeName(s.where, cfg); err != nil {
+		return err
+	}
 	facts, err := look(ctx, cfg.DataDir, host.SettingsOfAgent(cfg, config.Network{}, true))
 	if err != nil {
 		return err
@@ -89,28 +68,26 @@ func runAgent(ctx context.Context, end func(cause error), cfg config.Node, log *
 	if err := claim.Take(); err != nil {
 		return unfit(err)
 	}
-	told := teller(os.Stderr, began, cfg.Logging, log)
-	given, fresh, err := join.New(joining, log).Join(ctx)
+	given, fresh, err := join.New(joining, s.log).Join(ctx)
 	if ctx.Err() != nil {
 		return nil
 	}
-	var no *join.Refusal
-	if errors.As(err, &no) {
+	if _, ok := errors.AsType[*join.Refusal](err); ok {
 		return usageError{err}
 	}
 	if err != nil {
 		return err
 	}
-	told.Done("join", "member of the cluster at "+cfg.Join.Server+", as "+given.Name)
+	if err := claim.Name(given.Name); err != nil {
+		return err
+	}
+	s.told.Done("join", "member of the cluster at "+cfg.Join.Server+", as "+given.Name)
 
 	p, err := plan.NewAgent(cfg, facts, given.Cluster, os.Environ())
 	if err != nil {
 		return usageError{err}
 	}
-	if err := os.Setenv("PATH", where.Bin()+":"+os.Getenv("PATH")); err != nil {
-		return err
-	}
-	g, tie, err := buildAgent(ctx, p, given, fresh, exe, log)
+	g, tie, err := buildAgent(ctx, s, p, given, fresh)
 	if err != nil {
 		return usageError{err}
 	}
@@ -119,79 +96,46 @@ func runAgent(ctx context.Context, end func(cause error), cfg config.Node, log *
 	if err := host.Err(host.Checks(facts, settings)); err != nil {
 		return err
 	}
-	if err := prepare(ctx, facts, settings, log); err != nil {
+	if err := prepare(ctx, facts, settings, s.log); err != nil {
 		return err
 	}
-	report := agentReporter{began: began, dataDir: cfg.DataDir, group: g, tie: tie, plan: p}
-	if len(cfg.IP) == 0 {
-		g.Add(host.Stays(p.Node.Kubelet.IPs))
-	}
-	g.Add(status.Serve(where.Socket("podo"), report.report, log))
-	tell := agentTale(p).progress(told, notify)
-	g.Observe = func(st lifecycle.Status) {
-		if st.State == lifecycle.Failed {
-			end(nil)
-		}
-		tell(st)
-	}
-	return runGroup(ctx, g, notify)
+	report := agentReporter{start: s, group: g, tie: tie, plan: p}
+	return s.run(ctx, g, p.Node.Kubelet.IPs, report.report, agentTale(p))
 }
 
 // buildAgent makes every part of the plan and starts none.
-func buildAgent(ctx context.Context, p plan.Plan, given join.Membership, fresh bool, exe string, log *slog.Logger) (*lifecycle.Group, agent.Tie, error) {
-	g, doors := lifecycle.NewGroup(log), gate.New()
-	stopping, err := kube.Prepare(p.Gates, os.Exit)
+func buildAgent(ctx context.Context, s start, p plan.Plan, given join.Membership, fresh bool) (*lifecycle.Group, agent.Tie, error) {
+	g, doors, err := s.group(ctx, p.Gates)
 	if err != nil {
 		return g, agent.Tie{}, err
 	}
-	context.AfterFunc(ctx, stopping)
-	context.AfterFunc(ctx, doors.Abandon)
-	tie, err := agent.Join(g, *p.Agent, given, fresh, doors, log)
+	tie, err := agent.Join(g, *p.Agent, given, fresh, doors, s.log)
 	if err != nil {
 		return g, tie, err
 	}
-	return g, tie, agent.Build(g, *p.Node, agent.Deps{Gate: doors, Exe: exe, Trust: tie.API, Log: log})
+	return g, tie, agent.Build(g, *p.Node, agent.Deps{Gate: doors, Exe: s.exe, Trust: tie.API, Log: s.log})
 }
 
 // agentReporter answers podo status on an agent.
 type agentReporter struct {
-	began   time.Time
-	dataDir string
-	group   *lifecycle.Group
-	tie     agent.Tie
-	plan    plan.Plan
+	start start
+	group *lifecycle.Group
+	tie   agent.Tie
+	plan  plan.Plan
 }
 
 func (r agentReporter) report(ctx context.Context) status.Report {
 	ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
 	defer cancel()
-	out := status.Report{
-		Version: version.Podo(), Kubernetes: version.Kubernetes(), PID: os.Getpid(), Since: r.began,
-		DataDir: r.dataDir, Components: r.group.Status(), Servers: r.tie.Servers(),
-		API:  &status.API{Address: r.plan.Agent.API},
-		Node: &status.Node{Name: r.plan.Node.Name},
-	}
+	out := r.start.report(r.group)
+	out.Servers = r.tie.Servers()
+	out.API = &status.API{Address: r.plan.Agent.API}
 	if err := r.tie.Healthy(ctx); err != nil {
-		out.API.Error, out.Node.Reason = err.Error(), "no server answers, so nobody can tell"
+		out.API.Error = err.Error()
+		out.Node = &status.Node{Name: r.plan.Node.Name, Reason: "no server answers, so nobody can tell"}
 		return out
 	}
 	out.API.Healthy = true
-	if err := r.condition(ctx); err != nil {
-		out.Node.Reason = err.Error()
-	} else {
-		out.Node.Ready = true
-	}
+	out.Node = nodeStatus(ctx, r.plan.Agent.Paths.AgentKubeconfig("kubelet"), r.plan.Node.Name)
 	return out
-}
-
-func (r agentReporter) condition(ctx context.Context) error {
-	rc, err := kubeconfig.Client(r.plan.Agent.Paths.AgentKubeconfig("kubelet"), nil)
-	if err != nil {
-		return err
-	}
-	client, err := kubernetes.NewForConfig(rc)
-	if err != nil {
-		return err
-	}
-	return agent.Condition(ctx, client, r.plan.Node.Name)
 }

@@ -14,6 +14,7 @@ import (
 	"github.com/urfave/cli/v2"
 	"golang.org/x/sys/unix"
 
+	"github.com/podo-dev/podo/pkg/config"
 	"github.com/podo-dev/podo/pkg/paths"
 	"github.com/podo-dev/podo/pkg/payload"
 	"github.com/podo-dev/podo/pkg/status"
@@ -137,9 +138,17 @@ func clusterKubeconfig(args []string, admin string) (string, error) {
 	case errors.Is(err, fs.ErrPermission):
 		return "", fmt.Errorf("%w; use sudo, or start podo with --write-kubeconfig-mode=644, or copy it once with: sudo podo kubeconfig merge", err)
 	case errors.Is(err, fs.ErrNotExist):
-		return "", fmt.Errorf("there is no cluster on this machine yet (no %s); start one with: sudo podo server", path)
+		return "", noCluster(path)
 	}
 	return "", err
+}
+
+// noCluster says what to do where the administrator's kubeconfig is missing.
+func noCluster(path string) error {
+	if _, err := os.Stat(paths.New(config.Default().DataDir).Identity()); err == nil {
+		return fmt.Errorf("no %[1]s: this machine is a node of a cluster, whose servers have that file; run this there, or copy it from one and put the server's address into it", path)
+	}
+	return fmt.Errorf("there is no cluster on this machine yet (no %s); start one with: sudo podo server", path)
 }
 
 // namesContext reports whether kubectl is told which of several clusters is meant.

@@ -1,10 +1,12 @@
 package main
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"os"
 	"slices"
 	"strings"
@@ -14,6 +16,9 @@ import (
 
 	"github.com/podo-dev/podo/pkg/config"
 	"github.com/podo-dev/podo/pkg/configfile"
+	"github.com/podo-dev/podo/pkg/host"
+	"github.com/podo-dev/podo/pkg/paths"
+	"github.com/podo-dev/podo/pkg/plan"
 )
 
 func configCommand() *cli.Command {
@@ -78,7 +83,11 @@ func configValidateCommand() *cli.Command {
 		Action: func(c *cli.Context) error {
 			switch c.NArg() {
 			case 0:
-				if _, _, err := loadHere(c, typed); err != nil {
+				cfg, _, err := loadHere(c, typed)
+				if err == nil {
+					err = buildable(c.Context, cfg)
+				}
+				if err != nil {
 					return err
 				}
 				fmt.Fprintln(c.App.Writer, "no mistakes")
@@ -89,6 +98,27 @@ func configValidateCommand() *cli.Command {
 			return usagef("podo config validate takes one FILE; flags go before it")
 		},
 	}
+}
+
+// buildable has each part of a server judge what is passed on to it. What one that joins
+// others is like, those others know.
+func buildable(ctx context.Context, cfg config.Server) error {
+	if cfg.Join.Server != "" {
+		return nil
+	}
+	s := start{cfg: cfg.Node, where: paths.New(cfg.DataDir), log: slog.New(slog.DiscardHandler)}
+	facts, err := host.Discover(ctx, host.Options{DataDir: cfg.DataDir})
+	if err != nil {
+		return err
+	}
+	p, err := plan.New(cfg, facts, plan.Known{}, os.Environ())
+	if err == nil {
+		_, _, err = build(ctx, s, p)
+	}
+	if err != nil {
+		return usageError{err}
+	}
+	return nil
 }
 
 func validateFile(w io.Writer, path string, typed []config.Setting) error {
@@ -175,8 +205,8 @@ func originOf(f config.Field, origins config.Origins) string {
 	if o := origins[f.Name]; o != "" {
 		return o
 	}
-	if f.Name == "token" && f.String() != "" {
-		return origins["token-file"]
+	if file := origins[f.Name+"-file"]; file != "" && f.String() != "" {
+		return file
 	}
 	if f.Name == "config" {
 		if _, err := os.Stat(f.String()); err != nil {

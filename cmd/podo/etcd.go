@@ -2,8 +2,12 @@ package main
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
+	"net"
+	"os"
+	"strings"
 	"time"
 
 	"github.com/urfave/cli/v2"
@@ -48,13 +52,32 @@ func openEtcd(c *cli.Context) (*etcd.Admin, error) {
 		return nil, err
 	case kind == "":
 		return nil, fmt.Errorf("no server has run with the data directory %s; run this on a server of the cluster", p.Data)
+	case kind == "remote":
+		return nil, fmt.Errorf("this server runs no member of etcd (disable-etcd); ask on one that does%s", known(p))
 	case kind != "etcd":
-		return nil, errors.New("this server keeps its state in SQLite; it has no etcd, and no other members")
+		return nil, errors.New("this server runs no etcd, so there are no members; podo status tells where it keeps its state")
 	}
 	return etcd.Open(c.Context, plan.Etcd{
 		Dir: p.EtcdData(), Socket: p.Socket("etcd"),
 		CA: p.CA(pki.EtcdCA).Cert, Caller: p.ServerLeaf("etcd-client"),
 	})
+}
+
+// known names the servers that run etcd, as far as this one knows.
+func known(p paths.Paths) string {
+	text, err := os.ReadFile(p.EtcdMembers())
+	var kept struct{ Servers []string }
+	if err != nil || json.Unmarshal(text, &kept) != nil || len(kept.Servers) == 0 {
+		return ""
+	}
+	var hosts []string
+	for _, addr := range kept.Servers {
+		host, _, err := net.SplitHostPort(addr)
+		if err == nil {
+			hosts = append(hosts, host)
+		}
+	}
+	return ": " + strings.Join(hosts, ", ")
 }
 
 func listMembers(c *cli.Context) error {

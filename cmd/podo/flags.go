@@ -30,7 +30,10 @@ func flagProblem(c *cli.Context, err error, _ bool) error {
 		if why := config.Foreign(name); why != "" && takesSettings(c) {
 			return usagef("unknown flag %s: %s; remove it", dashed(name), why)
 		}
-		if near := config.Nearest(name); near != "" && hasFlag(c, near) {
+		if near := config.Nearest(name); near != "" && slices.Contains(flagNames(c), near) {
+			return usagef("unknown flag %s; did you mean %s?", dashed(name), dashed(near))
+		}
+		if near := config.Closest(name, flagNames(c)); near != "" {
 			return usagef("unknown flag %s; did you mean %s?", dashed(name), dashed(near))
 		}
 		return usagef("unknown flag %s; see %s --help", dashed(name), c.Command.HelpName)
@@ -38,7 +41,84 @@ func flagProblem(c *cli.Context, err error, _ bool) error {
 	if name, ok := strings.CutPrefix(text, "flag needs an argument: -"); ok {
 		return usagef("%s: needs a value", dashed(strings.TrimPrefix(name, "-")))
 	}
+	if value, flag, ok := notParsed(text); ok {
+		if slices.ContainsFunc(c.Command.Flags, func(f cli.Flag) bool { _, ok := f.(*cli.IntFlag); return ok && slices.Contains(f.Names(), flag) }) {
+			return usagef("%s: %q is no number", dashed(flag), value)
+		}
+		return usagef("%s: %q is no time; write one such as 90s, 30m or 24h", dashed(flag), value)
+	}
 	return usageError{err}
+}
+
+// flagsFirst moves the flags of a command line before its arguments, where the library
+// wants them: people write them in any order. What follows -- stays, and so does the
+// command line of another program.
+func flagsFirst(commands []*cli.Command, line []string) []string {
+	var (
+		cmd  *cli.Command
+		head []string
+	)
+	for len(line) > 0 {
+		i := slices.IndexFunc(commands, func(c *cli.Command) bool { return c.HasName(line[0]) })
+		if i < 0 {
+			break
+		}
+		cmd, commands = commands[i], commands[i].Subcommands
+		head, line = append(head, line[0]), line[1:]
+	}
+	if cmd == nil || len(commands) > 0 || cmd.SkipFlagParsing || takesProgram(cmd) {
+		return append(head, line...)
+	}
+	var flags, args []string
+	for len(line) > 0 && line[0] != "--" {
+		word := line[0]
+		line = line[1:]
+		if !strings.HasPrefix(word, "-") || word == "-" {
+			args = append(args, word)
+			continue
+		}
+		flags = append(flags, word)
+		switch {
+		case !hasValue(cmd, word):
+		case len(line) == 0:
+			return append(head, flags...) // no argument is to be taken for its value
+		default:
+			flags, line = append(flags, line[0]), line[1:]
+		}
+	}
+	if len(line) > 0 {
+		flags, line = append(flags, "--"), line[1:]
+	}
+	return slices.Concat(head, flags, args, line)
+}
+
+// programArgs ends the usage of a command that runs a program.
+const programArgs = "PROGRAM [ARGUMENTS...]"
+
+func takesProgram(c *cli.Command) bool { return strings.HasSuffix(c.ArgsUsage, programArgs) }
+
+// hasValue reports whether the word after a flag is its value.
+func hasValue(c *cli.Command, word string) bool {
+	name := strings.TrimLeft(word, "-")
+	for _, f := range c.Flags {
+		names := f.Names()
+		if s, ok := f.(*settingFlag); ok {
+			names = append(names, s.field.Aliases...)
+		}
+		if d, ok := f.(cli.DocGenerationFlag); ok && slices.Contains(names, name) {
+			return d.TakesValue()
+		}
+	}
+	return false
+}
+
+// notParsed takes apart what is said of a flag's value that is no duration, or no number.
+func notParsed(text string) (value, flag string, ok bool) {
+	if !strings.HasSuffix(text, ": parse error") {
+		return "", "", false
+	}
+	_, err := fmt.Sscanf(text, "invalid value %q for flag -%s", &value, &flag)
+	return value, strings.TrimSuffix(flag, ":"), err == nil
 }
 
 // takesSettings reports whether a command has the flags of podo server.
@@ -49,15 +129,11 @@ func takesSettings(c *cli.Context) bool {
 	})
 }
 
-func hasFlag(c *cli.Context, name string) bool {
+func flagNames(c *cli.Context) (out []string) {
 	for _, f := range c.Command.Flags {
-		for _, n := range f.Names() {
-			if n == name {
-				return true
-			}
-		}
+		out = append(out, f.Names()...)
 	}
-	return false
+	return out
 }
 
 func dashed(name string) string {

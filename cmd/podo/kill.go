@@ -1,7 +1,10 @@
 package main
 
 import (
+	"context"
+	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"time"
@@ -40,6 +43,12 @@ Examples:
 			if err := needsRoot(c); err != nil {
 				return err
 			}
+			if d := c.Duration("grace"); d < 0 {
+				return usagef("--grace: %s is no time to come; give one such as 30s", d)
+			}
+			if err := dataDirIsMeant(c); err != nil {
+				return err
+			}
 			told := newSteps(c.App.Writer, time.Now(), wantsColour(c.App.Writer))
 			o := reset.Options{
 				Paths: paths.New(dataDir(c)),
@@ -69,6 +78,21 @@ func dataDirFlag() cli.Flag {
 	}
 }
 
+// dataDirIsMeant refuses a --data-dir that is not there beside one that is: it was
+// mistyped, and what would be cleaned is somebody else's.
+func dataDirIsMeant(c *cli.Context) error {
+	given := dataDir(c)
+	if _, err := os.Lstat(given); !c.IsSet("data-dir") || !errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if other := usualDataDir(c); other != given {
+		if _, err := os.Stat(paths.New(other).Layout()); err == nil {
+			return usagef("--data-dir: there is no %s, and podo's data is in %s; leave the flag out to mean that", given, other)
+		}
+	}
+	return nil
+}
+
 // dataDir is where podo's state is: where the user says, where the running podo says,
 // or where the next one would put it.
 func dataDir(c *cli.Context) string {
@@ -78,7 +102,13 @@ func dataDir(c *cli.Context) string {
 		}
 		return d
 	}
-	if r, err := status.Fetch(c.Context, paths.New(paths.DefaultData).Socket("podo")); err == nil && r.DataDir != "" {
+	return usualDataDir(c)
+}
+
+func usualDataDir(c *cli.Context) string {
+	ctx, end := context.WithTimeout(c.Context, 3*time.Second) // one that hangs is not waited for
+	defer end()
+	if r, err := status.Fetch(ctx, paths.New(paths.DefaultData).Socket("podo")); err == nil && r.DataDir != "" {
 		return r.DataDir
 	}
 	// A mistake in another setting must not keep anybody from stopping podo.

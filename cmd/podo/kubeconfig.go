@@ -102,7 +102,7 @@ func mergeKubeconfig(c *cli.Context) error {
 	from := adminKubeconfig(c.Context, podoSocket())
 	switch f, err := os.Open(from); {
 	case errors.Is(err, fs.ErrNotExist):
-		return fmt.Errorf("kubeconfig: there is no cluster on this machine yet (no %s); start one with: sudo podo server", from)
+		return fmt.Errorf("kubeconfig: %w", noCluster(from))
 	case errors.Is(err, fs.ErrPermission):
 		return fmt.Errorf("kubeconfig: %w; try: sudo podo kubeconfig merge", err)
 	case err == nil:

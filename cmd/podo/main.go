@@ -22,10 +22,19 @@ func main() {
 		fmt.Fprintln(os.Stderr, "podo:", err)
 		os.Exit(exitCode(err))
 	}
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	err := newApp().RunContext(ctx, os.Args)
+	ends := []os.Signal{os.Interrupt, syscall.SIGTERM}
+	if !signal.Ignored(syscall.SIGHUP) { // as nohup has it; otherwise the terminal was closed
+		ends = append(ends, syscall.SIGHUP)
+	}
+	ctx, stop := signal.NotifyContext(context.Background(), ends...)
+	if isInit() {
+		fmt.Fprintln(os.Stderr, "podo:", beInit(ctx))
+		os.Exit(1)
+	}
+	app := newApp()
+	err := app.RunContext(ctx, append(os.Args[:1:1], flagsFirst(app.Commands, os.Args[1:])...))
 	stop()
-	if err != nil {
+	if err != nil && err.Error() != "" {
 		fmt.Fprintln(os.Stderr, complaint(err, isJournal(os.Stderr, os.Getenv("JOURNAL_STREAM"))))
 	}
 	os.Exit(exitCode(err))
@@ -41,8 +50,8 @@ func complaint(err error, journal bool) string {
 	return text
 }
 
-// exitCode is 0 for done, 1 for failed, and 2 if something was asked for that can
-// never be.
+// exitCode is 0 for done, 1 for failed, 2 if something was asked for that can never be,
+// and that of a program which was run in podo's place.
 func exitCode(err error) int {
 	var (
 		child *exec.ExitError // has an exit code too, but not ours
@@ -54,7 +63,7 @@ func exitCode(err error) int {
 	case errors.As(err, &child):
 		return 1
 	case errors.As(err, &asked):
-		return 2
+		return asked.ExitCode()
 	}
 	return 1
 }
@@ -70,13 +79,17 @@ Start here:
   sudo podo server            run a cluster on this machine
   sudo podo agent             join this machine to a cluster
   sudo podo kubectl get nodes look at it
-  podo status                 what runs, what waits, and for what`,
+  podo status                 what runs, what waits, and for what
+  sudo podo cluster create    a cluster of many nodes on this machine`,
 		Commands: []*cli.Command{
 			serverCommand(),
 			agentCommand(),
 			tokenCommand(),
 			nodeCommand(),
 			etcdCommand(),
+			datastoreCommand(),
+			clusterCommand(),
+			imagesCommand(),
 			statusCommand(),
 			kubectlCommand(),
 			crictlCommand(),

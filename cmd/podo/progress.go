@@ -7,6 +7,7 @@ import (
 	"maps"
 	"net"
 	"os"
+	"strconv"
 	"sync"
 	"time"
 
@@ -30,15 +31,19 @@ func nodeWords(n plan.Node) map[string]string {
 	if n.Network != nil {
 		backend = n.Network.Backend
 	}
-	return map[string]string{
-		"payload":    "programs unpacked",
-		"containerd": "container engine running",
-		"kubelet":    "kubelet running",
-		"flannel":    "pod network configured (" + backend + ")",
-		"kube-proxy": "services routed (kube-proxy)",
-		"images":     "images imported",
-		"node":       "node " + n.Name + " is Ready",
+	words := map[string]string{
+		"payload":        "programs unpacked",
+		"containerd":     "container engine running",
+		"kubelet":        "kubelet running",
+		"flannel":        "pod network configured (" + backend + ")",
+		"kube-proxy":     "services routed (kube-proxy)",
+		"network-policy": "network policies in force",
+		"node":           "node " + n.Name + " is Ready",
 	}
+	if archives, _ := os.ReadDir(n.Paths.Images()); len(archives) > 0 {
+		words["images"] = "images of " + n.Paths.Images() + " imported"
+	}
+	return words
 }
 
 func serverTale(cfg config.Server, p plan.Plan) tale {
@@ -46,10 +51,15 @@ func serverTale(cfg config.Server, p plan.Plan) tale {
 	if p.Node != nil {
 		t.words, t.last = nodeWords(*p.Node), "node"
 	}
+	if p.Server.APIServer == nil { // no node comes before the first API server, which may come much later
+		t.last, t.hint = "port", "servers that run the API join with: podo server --server https://THIS:"+strconv.Itoa(cfg.Listener.Port)+" --token ... --disable-etcd"
+	}
 	maps.Copy(t.words, map[string]string{
 		"certificates":            "certificates in place",
 		"datastore":               "datastore open (" + datastoreKind(p.Server.Storage) + ")",
 		"kube-apiserver":          "API answering at " + p.Server.API,
+		"port":                    "machines may join at port " + strconv.Itoa(cfg.Listener.Port),
+		"api":                     "API of other servers reached by " + p.Server.API,
 		"kube-controller-manager": "controllers running",
 		"kube-scheduler":          "scheduler running",
 		"addons":                  "addons deployed",

@@ -1,30 +1,25 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"os"
-	"runtime/debug"
+	"slices"
 	"time"
 
 	"github.com/urfave/cli/v2"
-	"golang.org/x/sys/unix"
-	"k8s.io/client-go/kubernetes"
 
 	"github.com/podo-dev/podo/manifests"
 	"github.com/podo-dev/podo/pkg/agent"
 	"github.com/podo-dev/podo/pkg/config"
 	"github.com/podo-dev/podo/pkg/datadir"
-	"github.com/podo-dev/podo/pkg/gate"
 	"github.com/podo-dev/podo/pkg/host"
 	"github.com/podo-dev/podo/pkg/join"
-	"github.com/podo-dev/podo/pkg/kube"
-	"github.com/podo-dev/podo/pkg/kube/lease"
-	"github.com/podo-dev/podo/pkg/kubeconfig"
 	"github.com/podo-dev/podo/pkg/lifecycle"
-	"github.com/podo-dev/podo/pkg/paths"
 	"github.com/podo-dev/podo/pkg/payload"
 	"github.com/podo-dev/podo/pkg/plan"
 	"github.com/podo-dev/podo/pkg/server"
@@ -47,55 +42,38 @@ Examples:
   podo server
   podo server --write-kubeconfig-mode 644 --tls-san cluster.example.org
   podo server --cluster-cidr 10.52.0.0/16 --service-cidr 10.53.0.0/16
-  podo server --kubelet-arg max-pods=250 --feature-gates InPlacePodVerticalScaling=true`,
+  podo server --kubelet-arg max-pods=250 --feature-gates InPlacePodVerticalScaling=true
+  podo server --server https://10.0.0.1:6443 --token K10... --disable-etcd`,
 		CustomHelpTemplate: settingsHelp(flags),
 		Flags:              flags,
 		OnUsageError:       flagProblem,
 		Action: func(c *cli.Context) error {
-			notify := takeNotifier()
 			cfg, _, err := loadHere(c, typed)
 			if err != nil {
 				return err
 			}
-			if os.Geteuid() != 0 {
-				return errors.New("server: must be run as root, since it mounts, routes and starts containers; try: sudo podo server")
-			}
-			// Life ends when podo is told to stop, or when a part of it fails.
-			life, end := context.WithCancelCause(c.Context)
-			defer end(nil)
-			log, closer, err := openLog(life, cfg.Logging, func(reason string) { end(fatal{reason}) })
-			if err != nil {
-				return err
-			}
-			defer closer.Close()
-			return runServer(life, end, cfg, log, notify)
+			return launch(c, cfg.Node, func(ctx context.Context, s start) error { return runServer(ctx, s, cfg) })
 		},
 	}
 }
 
-// runServer takes a server from its settings to its end. It calls end as soon as a
-// part has failed, before the others have stopped. Nothing is written before it is
-// sure that the start goes ahead.
-func runServer(ctx context.Context, end func(cause error), cfg config.Server, log *slog.Logger, notify notifier) error {
-	began := time.Now()
-	told := teller(os.Stderr, began, cfg.Logging, log)
-	preferMemory()
-	exe, err := os.Executable()
-	if err != nil {
-		return err
-	}
-	where := paths.New(cfg.DataDir)
-	claim, err := datadir.Judge(where, shape(cfg), cfg.Logging.File)
+// runServer takes a server from its settings to its end. Nothing is written before it
+// is sure that the start goes ahead, but what a server needs that joins another.
+func runServer(ctx context.Context, s start, cfg config.Server) error {
+	claim, err := datadir.Judge(s.where, version.Kubernetes(), shape(cfg), cfg.Logging.File)
 	if err != nil {
 		return unfit(err)
 	}
 	defer claim.Release()
+	if cfg.Name, err = nodeName(s.where, cfg.Node); err != nil {
+		return err
+	}
 	settings := host.SettingsOf(cfg)
 	facts, err := look(ctx, cfg.DataDir, settings)
 	if err != nil {
 		return err
 	}
-	known, err := member(ctx, cfg, facts, claim, told, log)
+	known, err := member(ctx, s, cfg, facts, claim)
 	if ctx.Err() != nil {
 		return nil
 	}
@@ -107,13 +85,9 @@ func runServer(ctx context.Context, end func(cause error), cfg config.Server, lo
 		return usageError{err}
 	}
 	if cfg.Datastore.Reset {
-		return resetCluster(ctx, p, claim, log)
+		return resetCluster(ctx, p, claim, s.log)
 	}
-	// kube-proxy, the CNI plugins and we ourselves call nft, which is in the payload.
-	if err := os.Setenv("PATH", where.Bin()+":"+os.Getenv("PATH")); err != nil {
-		return err
-	}
-	g, srv, err := build(ctx, p, exe, log)
+	g, srv, err := build(ctx, s, p)
 	if err != nil {
 		return usageError{err}
 	}
@@ -121,36 +95,38 @@ func runServer(ctx context.Context, end func(cause error), cfg config.Server, lo
 	if err := claim.Take(); err != nil {
 		return unfit(err)
 	}
-	if err := prepare(ctx, facts, settings, log); err != nil {
+	if err := claim.Name(p.Server.Certificates.Names.Node); err != nil {
 		return err
 	}
-	report := reporter{began: began, dataDir: cfg.DataDir, node: p.Server.NodeName, group: g, server: srv, plan: *p.Server}
-	if ips := p.Server.Certificates.Names.NodeIPs; len(cfg.IP) == 0 {
-		g.Add(host.Stays(ips))
+	if err := prepare(ctx, facts, settings, s.log); err != nil {
+		return err
 	}
-	g.Add(status.Serve(where.Socket("podo"), report.report, log))
-	tell := serverTale(cfg, p).progress(told, notify)
-	g.Observe = func(st lifecycle.Status) {
-		if st.State == lifecycle.Failed {
-			end(nil)
-		}
-		tell(st)
+	report := reporter{start: s, group: g, server: srv, plan: *p.Server}
+	err = s.run(ctx, g, p.Server.Certificates.Names.NodeIPs, report.report, serverTale(cfg, p))
+	if _, ok := errors.AsType[fatal](err); ok && p.Server.Storage.External != nil {
+		// kine wants to end the process if the database goes away in the middle of a
+		// transaction of its own (0.16). A start waits until it is back.
+		return s.again(err)
 	}
-	return runGroup(ctx, g, notify)
+	return err
 }
 
 // member returns what is known of this server's cluster. A server that was told of
-// another, and has no state of its own or one of which it was taken out, is let in by
-// that one here, and given the keys.
-func member(ctx context.Context, cfg config.Server, facts host.Facts, claim *datadir.Claim, told *steps, log *slog.Logger) (plan.Known, error) {
-	where := paths.New(cfg.DataDir)
-	kind, err := datadir.Datastore(where)
-	if err != nil || kind == "sqlite" || cfg.Join.Server == "" {
+// another is let in by that one here, and given the keys, if it has no state of its own
+// or one of which it was taken out, or is to run a member of etcd for the first time.
+func member(ctx context.Context, s start, cfg config.Server, facts host.Facts, claim *datadir.Claim) (plan.Known, error) {
+	kind, err := datadir.Datastore(s.where)
+	if err != nil || kind == "sqlite" || kind == "external" || cfg.Join.Server == "" {
 		return plan.Known{Datastore: kind}, err
 	}
-	if kind == "etcd" {
-		if outside, err := etcd.Outside(where.EtcdData()); err != nil || !outside {
+	switch kind {
+	case "etcd":
+		if outside, err := etcd.Outside(s.where.EtcdData()); err != nil || !outside {
 			return plan.Known{Datastore: kind}, err
+		}
+	case "remote":
+		if cfg.Components.NoEtcd {
+			return plan.Known{Datastore: kind}, nil
 		}
 	}
 	joining, err := plan.Join(cfg.Node, facts)
@@ -160,15 +136,15 @@ func member(ctx context.Context, cfg config.Server, facts host.Facts, claim *dat
 	if err := claim.Hold(); err != nil {
 		return plan.Known{}, unfit(err)
 	}
-	bundle, members, err := join.New(joining, log).JoinPeer(ctx, config.Shared(cfg))
+	bundle, members, err := join.New(joining, s.log).JoinPeer(ctx, config.Shared(cfg))
 	if _, ok := errors.AsType[*join.Refusal](err); ok {
 		return plan.Known{}, usageError{err}
 	}
 	if err != nil {
 		return plan.Known{}, err
 	}
-	told.Done("join", "let in by the cluster at "+cfg.Join.Server)
-	return plan.Known{Datastore: kind, Members: members}, bundle.Import(where)
+	s.told.Done("join", "let in by the cluster at "+cfg.Join.Server)
+	return plan.Known{Datastore: kind, Members: members}, bundle.Import(s.where)
 }
 
 // resetCluster makes a cluster of this server alone, and says what comes next.
@@ -184,115 +160,44 @@ func resetCluster(ctx context.Context, p plan.Plan, claim *datadir.Claim, log *s
 %s
 
 Next:
-  1. start podo server here, without --cluster-reset
-  2. on each other server: podo uninstall, then join again with --server and --token
-  3. podo kubectl delete node NAME for servers that will not come back
+  1. on each other server, before podo is started there again: podo uninstall
+  2. start podo server here, without --cluster-reset
+  3. join the other servers again, with --server and --token
+  4. podo kubectl delete node NAME for servers that will not come back
 `, kept)
 	return nil
 }
 
-// fatal is why a library wanted to end the process.
-type fatal struct{ reason string }
-
-func (f fatal) Error() string { return f.reason }
-
-// runGroup runs g until it has stopped, and returns why if nobody asked it to. What a
-// new start would mend is mended by one, in this very process, as nobody else may be
-// there to start podo again.
-func runGroup(ctx context.Context, g *lifecycle.Group, notify notifier) error {
-	err := g.Run(ctx)
-	if errors.Is(err, host.ErrMoved) || errors.Is(err, lease.ErrLost) {
-		return again(err, notify)
-	}
-	if err != nil {
-		return err
-	}
-	if why, ok := errors.AsType[fatal](context.Cause(ctx)); ok {
-		return why
-	}
-	return nil
-}
-
-// again replaces this process by a new one that was started in the same way.
-func again(why error, notify notifier) error {
-	exe, err := os.Executable()
-	if err != nil {
-		return errors.Join(why, err)
-	}
-	fmt.Fprintln(os.Stderr, complaint(why, isJournal(os.Stderr, os.Getenv("JOURNAL_STREAM"))))
-	env := os.Environ()
-	if notify != "" {
-		env = append(env, "NOTIFY_SOCKET="+string(notify))
-	}
-	return errors.Join(why, unix.Exec(exe, os.Args, env))
-}
-
-// unfit tells a data directory that can never do from one that cannot at the moment.
-func unfit(err error) error {
-	for _, never := range []error{datadir.ErrNewer, datadir.ErrShape, datadir.ErrRole, datadir.ErrForeign} {
-		if errors.Is(err, never) {
-			return usageError{err}
-		}
-	}
-	return err
-}
-
-// look reads the machine and judges it as it is.
-func look(ctx context.Context, dataDir string, settings host.Settings) (host.Facts, error) {
-	facts, err := host.Discover(ctx, host.Options{DataDir: dataDir, Ports: settings.Ports})
-	if err != nil {
-		return facts, err
-	}
-	return facts, host.Err(host.Checks(facts, settings))
-}
-
-// prepare makes the machine fit for a node, says what was changed, and returns what
-// still stands in the way.
-func prepare(ctx context.Context, facts host.Facts, settings host.Settings, log *slog.Logger) error {
-	_, findings := host.Prepare(ctx, facts, settings, log)
-	for _, f := range findings {
-		if f.Level == host.Warn {
-			log.Warn(f.Detail, "check", f.Name, "remedy", f.Remedy)
-		}
-	}
-	return host.Err(findings)
-}
-
 // build makes every part of the plan and starts none. An error means that a flag
 // passed through to one of them is wrong.
-func build(ctx context.Context, p plan.Plan, exe string, log *slog.Logger) (*lifecycle.Group, server.Server, error) {
-	g, doors := lifecycle.NewGroup(log), gate.New()
-	stopping, err := kube.Prepare(p.Gates, os.Exit)
+func build(ctx context.Context, s start, p plan.Plan) (*lifecycle.Group, server.Server, error) {
+	g, doors, err := s.group(ctx, p.Gates)
 	if err != nil {
 		return g, server.Server{}, err
 	}
-	context.AfterFunc(ctx, stopping)
-	context.AfterFunc(ctx, doors.Abandon) // a part that waits for the API would wait for ever
 	srv, err := server.Build(g, *p.Server, server.Deps{
-		Gate: doors, Manifests: manifests.FS, Values: func() (map[string]string, error) { return imageValues(exe) }, Log: log,
+		Gate: doors, Manifests: ownManifests{s.exe}, Values: func() (map[string]string, error) { return imageValues(s.exe, p.Server.Cluster) },
+		Started: s.over, Log: s.log,
 	})
-	if err != nil || p.Node == nil {
+	if p.Node == nil {
 		return g, srv, err
 	}
-	return g, srv, agent.Build(g, *p.Node, agent.Deps{Gate: doors, Exe: exe, Trust: srv.Trust, API: srv.API.Begun(), Log: log})
-}
-
-// preferMemory makes the garbage collector work sooner than Go would: most of what
-// podo holds is made at the start and kept, and a heap that once grew stays holey.
-// Starts took no longer with it. GOGC says otherwise.
-func preferMemory() {
-	if os.Getenv("GOGC") == "" {
-		debug.SetGCPercent(40)
+	deps := agent.Deps{Gate: doors, Exe: s.exe, Trust: srv.Trust, API: srv.Near, Log: s.log}
+	if err != nil {
+		return g, srv, errors.Join(err, agent.Judge(*p.Node, deps))
 	}
+	err = agent.Build(g, *p.Node, deps)
+	return g, srv, err
 }
 
 // shape is what a cluster cannot change once it has begun: objects in it carry
-// addresses of these ranges, and names in this domain.
+// addresses of these ranges, and names in this domain. The way that packets take
+// between nodes is the same on all of them, and one restart cannot change it on all.
 func shape(cfg config.Server) map[string]string {
 	out := map[string]string{}
 	for _, f := range config.Fields(&cfg) {
 		switch f.Name {
-		case "cluster-cidr", "service-cidr", "cluster-domain", "cluster-dns":
+		case "cluster-cidr", "service-cidr", "cluster-domain", "cluster-dns", "flannel-backend":
 			out[f.Name] = f.String()
 		}
 	}
@@ -300,74 +205,100 @@ func shape(cfg config.Server) map[string]string {
 }
 
 // imageValues names the images of the payload in manifests.
-func imageValues(exe string) (map[string]string, error) {
+func imageValues(exe string, in plan.Cluster) (map[string]string, error) {
 	parts, err := payload.Components(exe)
 	if err != nil {
 		return nil, err
 	}
+	values := map[string]string{}
 	for _, c := range parts {
-		if c.Name == "images/coredns.tar" {
-			return map[string]string{"COREDNS_IMAGE": "podo.local/coredns:" + c.Version}, nil
+		switch c.Name {
+		case "images/coredns.tar":
+			values["COREDNS_IMAGE"] = in.Image("coredns:" + c.Version)
+		case "images/traefik.tar":
+			values["TRAEFIK_IMAGE"] = in.Image("traefik:" + c.Version)
 		}
 	}
-	return nil, errors.New("the payload holds no CoreDNS image")
+	if len(values) < 2 {
+		return nil, errors.New("the payload holds no image of CoreDNS or Traefik")
+	}
+	return values, nil
+}
+
+// ownManifests are those that are linked in. The payload has the kinds of some, which
+// follow.
+type ownManifests struct{ exe string }
+
+func (o ownManifests) Open(name string) (fs.File, error) { return manifests.FS.Open(name) }
+
+// ReadFile is what fs.ReadFile calls.
+func (o ownManifests) ReadFile(name string) ([]byte, error) {
+	text, err := manifests.FS.ReadFile(name)
+	if err != nil {
+		return nil, err
+	}
+	p, err := payload.Open(o.exe)
+	if err != nil {
+		return nil, err
+	}
+	more := "manifests/" + name
+	if !slices.ContainsFunc(p.Components(), func(c payload.Component) bool { return c.Name == more }) {
+		return text, nil
+	}
+	out := bytes.NewBuffer(text)
+	err = p.Extract(out, more)
+	return out.Bytes(), err
 }
 
 // reporter answers podo status.
 type reporter struct {
-	began   time.Time
-	dataDir string
-	node    string
-	group   *lifecycle.Group
-	server  server.Server
-	plan    plan.Server
+	start  start
+	group  *lifecycle.Group
+	server server.Server
+	plan   plan.Server
 }
 
 func (r reporter) report(ctx context.Context) status.Report {
 	ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
 	defer cancel()
-	out := status.Report{
-		Version: version.Podo(), Kubernetes: version.Kubernetes(), PID: os.Getpid(), Since: r.began,
-		DataDir: r.dataDir, Kubeconfig: r.plan.Kubeconfig.Path, Components: r.group.Status(),
-		API:       &status.API{Address: r.plan.API},
-		Datastore: &status.Datastore{Kind: datastoreKind(r.plan.Storage)},
-	}
+	out := r.start.report(r.group)
+	out.Kubeconfig = r.plan.Kubeconfig.Path
+	out.API = &status.API{Address: r.plan.API}
+	out.Datastore = &status.Datastore{Kind: datastoreKind(r.plan.Storage)}
 	if bytes, latency, err := r.server.Store.Health(ctx); err != nil {
 		out.Datastore.Error = err.Error()
 	} else {
 		out.Datastore.Healthy, out.Datastore.Bytes, out.Datastore.LatencySeconds = true, bytes, latency.Seconds()
 	}
-	if err := server.Healthy(ctx, r.plan); err != nil {
-		out.API.Error = err.Error()
-	} else {
-		out.API.Healthy = true
+	if r.server.Servers != nil {
+		out.Servers = r.server.Servers()
 	}
-	if r.node != "" {
-		out.Node = &status.Node{Name: r.node}
-		if err := r.condition(ctx); err != nil {
-			out.Node.Reason = err.Error()
-		} else {
-			out.Node.Ready = true
-		}
+	switch err := server.Healthy(ctx, r.plan); {
+	case err == nil:
+		out.API.Healthy = true
+	case r.server.Servers != nil && len(out.Servers) == 0:
+		out.API.Error = "no server that runs an API server has joined yet"
+	default:
+		out.API.Error = err.Error()
+	}
+	switch {
+	case r.plan.NodeName == "":
+	case r.server.Servers != nil && !out.API.Healthy:
+		out.Node = &status.Node{Name: r.plan.NodeName, Reason: "no API server answers, so nobody can tell"}
+	default:
+		out.Node = nodeStatus(ctx, r.plan.Paths.ServerKubeconfig("podo"), r.plan.NodeName)
 	}
 	return out
 }
 
 func datastoreKind(s plan.Storage) string {
-	if s.Etcd != nil {
+	switch {
+	case s.External != nil:
+		return s.External.Product()
+	case s.Etcd != nil:
 		return "etcd"
+	case s.Remote != nil:
+		return "etcd of other servers"
 	}
 	return "SQLite"
-}
-
-func (r reporter) condition(ctx context.Context) error {
-	rc, err := kubeconfig.Client(r.plan.Paths.ServerKubeconfig("podo"), nil)
-	if err != nil {
-		return err
-	}
-	client, err := kubernetes.NewForConfig(rc)
-	if err != nil {
-		return err
-	}
-	return agent.Condition(ctx, client, r.node)
 }

@@ -14,6 +14,7 @@ import (
 
 	"github.com/urfave/cli/v2"
 
+	"github.com/podo-dev/podo/pkg/atomicfile"
 	"github.com/podo-dev/podo/pkg/config"
 	"github.com/podo-dev/podo/pkg/configfile"
 	"github.com/podo-dev/podo/pkg/host"
@@ -94,7 +95,7 @@ func readToken(to *config.Secret, file, setting string, origins config.Origins) 
 	if file == "" || *to != "" {
 		return nil
 	}
-	text, err := os.ReadFile(file)
+	text, err := atomicfile.Read(file, 64<<10)
 	if err != nil {
 		return config.Mistake{Setting: setting, Origin: origins[setting], Err: err}
 	}

@@ -238,7 +238,7 @@ func printJSON(w io.Writer, v any) error {
 // noArgs refuses arguments, which are most often a flag without its dashes.
 func noArgs(c *cli.Context) error {
 	if c.NArg() > 0 {
-		return usagef("%s takes no argument %q; see podo %s --help", c.Command.FullName(), c.Args().First(), c.Command.FullName())
+		return usagef("%s takes no argument %q; see %[1]s --help", c.Command.HelpName, c.Args().First())
 	}
 	return nil
 }

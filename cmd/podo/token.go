@@ -35,7 +35,8 @@ in between can pose as it. A server keeps two for good: server/token in its data
 directory, which lets in servers and agents, and server/agent-token, which lets in
 agents alone. The tokens made here let in agents and end by themselves.
 
-A node that has joined needs no token any more: it keeps a key of its own.
+A node that has joined needs no token any more: it keeps a key of its own. A token that
+is rotated on one of several servers is replaced on all of them, within seconds.
 
 Examples:
   podo token create --print-join-command           the line to type on the new machine
@@ -308,7 +309,7 @@ Examples:
 
 func replaceNode(c *cli.Context) error {
 	if c.NArg() != 1 {
-		return usagef("node replace: name one node; podo kubectl get nodes shows them")
+		return usagef("node replace: name one node, after the flags; podo kubectl get nodes shows them")
 	}
 	name, ttl := c.Args().First(), c.Duration("ttl")
 	if ttl <= 0 {

@@ -14,6 +14,7 @@ import (
 	"github.com/urfave/cli/v2"
 
 	"github.com/podo-dev/podo/pkg/datadir"
+	"github.com/podo-dev/podo/pkg/local"
 	"github.com/podo-dev/podo/pkg/paths"
 	"github.com/podo-dev/podo/pkg/reset"
 )
@@ -23,18 +24,21 @@ func uninstallCommand() *cli.Command {
 		Name:  "uninstall",
 		Usage: "remove podo, its pods and its data from this machine",
 		Description: `Stops podo and its pods as "podo kill" does, then removes every file podo made:
-its data with all volumes, /etc/podo, the kubelet's folder, pods' logs, the service,
-its context in your kubeconfig, and podo itself if it was installed in a folder
-for programs. Then it looks for anything that is left, lists it, and exits with 1
-if there is something. Disks that you mounted into podo's folders are left alone.
+its data, /etc/podo, the kubelet's folder, pods' logs, the services, its context in
+your kubeconfig, and podo itself if it was installed in a folder for programs. Then
+it looks for anything that is left, lists it, and exits with 1 if there is something.
+Volumes of claims (storage in the data directory) stay, unless --purge is given, and
+disks that you mounted into podo's folders are left alone.
 
 Examples:
   podo uninstall                 asks before it begins
   podo uninstall --yes           for scripts
+  podo uninstall --purge         remove volumes too
   podo uninstall --keep-data     keep the data directory and /etc/podo
   podo uninstall --verify        remove nothing, list what is there`,
 		Flags: []cli.Flag{
 			&cli.BoolFlag{Name: "yes", Aliases: []string{"y"}, Usage: "do not ask"},
+			&cli.BoolFlag{Name: "purge", Usage: "remove the volumes of claims, too"},
 			&cli.BoolFlag{Name: "keep-data", Usage: "keep the data directory and /etc/podo"},
 			&cli.BoolFlag{Name: "verify", Usage: "only list what there is of podo on this machine"},
 			dataDirFlag(),
@@ -44,6 +48,9 @@ Examples:
 			if err := noArgs(c); err != nil {
 				return err
 			}
+			if c.Bool("purge") && c.Bool("keep-data") {
+				return usagef("podo uninstall: --purge removes volumes, and --keep-data keeps them; give one of the two")
+			}
 			if err := needsRoot(c); err != nil {
 				return err
 			}
@@ -51,6 +58,7 @@ Examples:
 			o := reset.Options{
 				Paths:       paths.New(dataDir(c)),
 				KeepData:    c.Bool("keep-data"),
+				Purge:       c.Bool("purge"),
 				Kubeconfigs: userKubeconfigs(),
 				Tell:        func(words string) { told.Done(words, words) },
 			}
@@ -58,10 +66,20 @@ Examples:
 			if c.Bool("verify") {
 				return verifyGone(c, o)
 			}
+			if err := dataDirIsMeant(c); err != nil {
+				return err
+			}
+			names, err := local.Site{Dir: local.DefaultDir}.Names()
+			if err != nil {
+				return err
+			}
+			if len(names) > 0 {
+				return usagef("podo uninstall: there are clusters on this machine (%s), which nobody could remove without podo; first: podo cluster delete --all", strings.Join(names, ", "))
+			}
 			if err := confirm(c, o); err != nil {
 				return err
 			}
-			err := reset.Uninstall(c.Context, o)
+			err = reset.Uninstall(c.Context, o)
 			if errors.Is(err, datadir.ErrForeign) {
 				return usageError{err} // nothing was done
 			}
@@ -79,8 +97,22 @@ func verifyGone(c *cli.Context, o reset.Options) error {
 	if err != nil {
 		return fmt.Errorf("verify: %w", err)
 	}
+	names, err := local.Site{Dir: local.DefaultDir}.Names()
+	if err != nil {
+		return fmt.Errorf("verify: %w", err)
+	}
+	for _, name := range names {
+		left = append(left, reset.Leftover{Kind: "cluster", What: fmt.Sprintf("%s; remove it with: podo cluster delete --name %[1]s", name)})
+	}
 	if len(left) == 0 {
-		_, err := fmt.Fprintln(c.App.Writer, choose(o.KeepData, "nothing but its data is left of podo", "nothing is left of podo"))
+		but := ""
+		switch {
+		case o.KeepData:
+			but = " but its data"
+		case !o.Purge && reset.HoldsVolumes(o.Paths):
+			but = " but the volumes in " + o.Paths.Storage()
+		}
+		_, err := fmt.Fprintf(c.App.Writer, "nothing%s is left of podo\n", but)
 		return err
 	}
 	for _, l := range left {
@@ -97,6 +129,9 @@ func confirm(c *cli.Context, o reset.Options) error {
 		return usagef("podo uninstall: nobody is there to confirm; add --yes to remove podo and its data")
 	}
 	what := o.Paths.Data + " and " + o.Paths.Etc
+	if !o.KeepData && !o.Purge && reset.HoldsVolumes(o.Paths) {
+		what += " but the volumes in " + o.Paths.Storage()
+	}
 	fmt.Fprintf(c.App.Writer, "This stops podo and all of its pods, and removes them from this machine%s.\nGo on? [y/N] ",
 		choose(o.KeepData, "; "+what+" are kept", " with all data in "+what))
 	answer, _ := bufio.NewReader(os.Stdin).ReadString('\n')

@@ -91,6 +91,9 @@ func linkedParts() []part {
 			out = append(out, p)
 		}
 	}
+	if v := version.Glibc(); v != "" {
+		out = append(out, part{Name: "glibc", Version: v, License: "LGPL-2.1-or-later", Source: "debian:libc6-dev"})
+	}
 	return out
 }
 
