@@ -2,9 +2,9 @@
 
 # These decide what Go's build cache can share, so every target uses the same.
 export GOFLAGS := -trimpath -buildvcs=false
-TAGS := netgo,osusergo,sqlite_omit_load_extension
+TAGS := netgo,osusergo,sqlite_omit_load_extension,kustomize_disable_go_plugin_support
 
-.PHONY: help up down build build-images test test-unit test-e2e bench lint generate clean
+.PHONY: help up down build build-images airgap test test-unit test-e2e test-release release reproducible bench lint generate clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -23,6 +23,10 @@ build-images: ## make the images that the tests run
 	scripts/install-deps
 	scripts/build-images
 
+airgap: ## pack podo's own images for machines without a network
+	scripts/install-deps
+	scripts/build-airgap
+
 test: ## everything that is checked: format, vet, unit tests, then a real cluster
 	scripts/test
 
@@ -32,8 +36,18 @@ test-unit: ## the part that needs no cluster
 test-e2e: ## the part that needs one
 	scripts/test e2e
 
-bench: ## podo beside the same components as separate processes
+test-release: ## what make release made: its signatures, its lists, arm64 and armv7 under emulation
+	scripts/test release
+
+release: ## make dist/release, a mirror to install from: VERSION=1.2.3 [ARCHES="amd64 arm64 armv7"] [KEY=FILE]
+	scripts/release
+
+reproducible: ## build twice, in different folders, and compare every byte
+	scripts/reproducible
+
+bench: ## podo beside the same components as separate processes, then clusters of podos
 	scripts/bench
+	scripts/bench-cluster
 
 lint: ## gofmt, vet and shellcheck
 	scripts/test lint
@@ -43,4 +57,5 @@ generate: ## rewrite the generated documents
 	go test -tags $(TAGS) ./cmd/podo -run TestArchitecture -update
 
 clean: ## remove what was built; keeps what was downloaded
-	find dist -mindepth 1 -maxdepth 1 ! -name cache -exec rm -rf {} +
+	mkdir -p dist
+	find dist -mindepth 1 -maxdepth 1 ! -name cache ! -name up -exec rm -rf {} +

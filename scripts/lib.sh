@@ -3,12 +3,38 @@
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 cd "$root" || exit
+
+# known prints Debian's name of an architecture that podo is built for.
+known() {
+	case $1 in
+	amd64 | x86_64) echo amd64 ;;
+	arm64 | aarch64) echo arm64 ;;
+	armhf | armv7*) echo armhf ;;
+	*)
+		echo "$(basename "$0"): ARCH: podo is built for amd64, arm64 and armhf (armv7), and not for \"$1\"" >&2
+		exit 2
+		;;
+	esac
+}
+
+# What is made is for this machine, or for the architecture that ARCH names: then it
+# goes to a folder of its own.
+native=$(known "$(uname -m)")
+ARCH=$(known "${ARCH:-$native}")
+export ARCH
 dist=$root/dist
+[ "$ARCH" = "$native" ] || dist=$root/dist/$ARCH
 cache=$dist/cache
+case $ARCH in
+amd64) goarch=amd64 triplet=x86_64-linux-gnu loader=ld-linux-x86-64.so.2 ;;
+arm64) goarch=arm64 triplet=aarch64-linux-gnu loader=ld-linux-aarch64.so.1 ;;
+armhf) goarch=arm triplet=arm-linux-gnueabihf loader=ld-linux-armhf.so.3 ;;
+esac
 
 # These decide what Go's build cache can share, so every script uses the same.
 export GOFLAGS="-trimpath -buildvcs=false"
-tags=netgo,osusergo,sqlite_omit_load_extension
+# Helm's packages bring kustomize's, which without the last tag load plugins.
+tags=netgo,osusergo,sqlite_omit_load_extension,kustomize_disable_go_plugin_support
 
 say() { echo "$(basename "$0"): $*"; }
 
@@ -30,6 +56,26 @@ made() {
 	echo "$key" >"$cache/keys/$1"
 }
 
+# compile is go build for ARCH. Where C is part of it, sysroot has to be there.
+compile() { PATH=$cache/cc:$PATH CC=$triplet-gcc GOARCH=$goarch GOARM=7 go build "$@"; }
+
+# sysroot lays what C programs are made of into a folder, and a compiler that looks
+# nowhere else into $cache/cc. Nothing that it makes knows the name of either.
+sysroot() {
+	local dir=$cache/sysroot kernel=(/usr/include/{linux,asm-generic} "/usr/include/$triplet/asm")
+	[ "$ARCH" = "$native" ] || kernel=("/usr/$triplet/include"/{linux,asm-generic,asm})
+	if changed sysroot "$cache/cc/$triplet-gcc" scripts/debian.lock scripts/lib.sh; then
+		rm -rf "$dir"
+		scripts/debian unpack "$dir" libc6 libc6-dev libseccomp-dev musl-dev
+		cp -r "${kernel[@]}" "$dir/usr/include/"
+		mkdir -p "$cache/cc"
+		printf '#!/bin/sh\nexec %s "--sysroot=%s" "-ffile-prefix-map=%s=" "$@"\n' \
+			"$(command -v "$triplet-gcc")" "$dir" "$dir" >"$cache/cc/$triplet-gcc"
+		chmod 755 "$cache/cc/$triplet-gcc"
+		made sysroot
+	fi
+}
+
 # module prints the version of a module: module PATH [FOLDER OF GO.MOD]
 module() { (cd "${2:-.}" && go list -m -f '{{.Version}}' "$1"); }
 
@@ -48,11 +94,14 @@ static() {
 # few files that programs expect of a system: userland FOLDER
 userland() {
 	local dir=$1 busybox=$cache/tmp/busybox applet
+	rm -rf "$busybox"
 	scripts/debian unpack "$busybox" busybox-static
 	mkdir -p "$dir"/{bin,sbin,usr/bin,usr/sbin,etc,root,home,proc,sys,dev,var} "$dir/tmp"
 	cp "$busybox/bin/busybox" "$dir/bin/busybox"
 	chmod 755 "$dir/bin/busybox"
-	for applet in $("$dir/bin/busybox" --list-full | grep /); do
+	# Only this machine's can be asked for its commands; the others have the same.
+	ARCH=$native scripts/debian unpack "$busybox" busybox-static
+	for applet in $("$busybox/bin/busybox" --list-full | grep /); do
 		mkdir -p "$dir/${applet%/*}"
 		[ -e "$dir/$applet" ] || ln -s /bin/busybox "$dir/$applet"
 	done
@@ -78,7 +127,7 @@ certificates() {
 # Only one build at a time: they write the same files.
 mkdir -p "$cache"
 exec 9>"$cache/lock"
-if [ "${PODO_BUILD_LOCKED:-}" != "$root" ]; then
+if [ "${PODO_BUILD_LOCKED:-}" != "$dist" ]; then
 	flock 9
-	export PODO_BUILD_LOCKED=$root
+	export PODO_BUILD_LOCKED=$dist
 fi

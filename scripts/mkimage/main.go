@@ -72,6 +72,7 @@ func main() {
 	entrypoint := flag.String("entrypoint", "", "program to run, words separated by spaces")
 	cmd := flag.String("cmd", "", "arguments if none are given, words separated by spaces")
 	level := flag.Int("level", 19, "how hard to compress, 1 to 19")
+	arch := flag.String("arch", runtime.GOARCH, "what it is to run on, as Go calls it")
 	license := flag.String("license", "", "SPDX expression for the label")
 	flag.Usage = func() {
 		fmt.Fprintln(os.Stderr, "usage: mkimage -name NAME:TAG -out FILE [flags] FOLDER")
@@ -89,13 +90,13 @@ func main() {
 	if *license != "" {
 		config.Labels = map[string]string{"org.opencontainers.image.licenses": *license}
 	}
-	if err := build(*name, *out, flag.Arg(0), *level, config); err != nil {
+	if err := build(*name, *arch, *out, flag.Arg(0), *level, config); err != nil {
 		fmt.Fprintf(os.Stderr, "mkimage: %s: %v\n", *name, err)
 		os.Exit(1)
 	}
 }
 
-func build(name, out, folder string, level int, config runConfig) error {
+func build(name, arch, out, folder string, level int, config runConfig) error {
 	layer, err := pack(folder)
 	if err != nil {
 		return err
@@ -115,7 +116,7 @@ func build(name, out, folder string, level int, config runConfig) error {
 	}
 	layers := blob("application/vnd.oci.image.layer.v1.tar+zstd", small)
 	configured := blob("application/vnd.oci.image.config.v1+json", encode(image{
-		Created: time.Unix(0, 0).UTC(), Architecture: runtime.GOARCH, OS: "linux",
+		Created: time.Unix(0, 0).UTC(), Architecture: arch, OS: "linux",
 		Config: config, RootFS: rootFS{Type: "layers", DiffIDs: []string{digest(layer)}},
 	}))
 	top := blob("application/vnd.oci.image.manifest.v1+json", encode(manifest{

@@ -36,7 +36,7 @@ int main(int argc, char **argv)
 	dir[n] = 0;
 	*strrchr(dir, '/') = 0;
 	snprintf(lib, sizeof lib, "%s/lib", dir);
-	snprintf(loader, sizeof loader, "%s/ld-linux-x86-64.so.2", lib);
+	snprintf(loader, sizeof loader, "%s/" LOADER, lib);
 	snprintf(names, sizeof names, "%s/libnames.so", lib);
 	snprintf(program, sizeof program, "%s/nft", lib);
 
