@@ -88,14 +88,14 @@ spec:
         readinessProbe: {httpGet: {path: /healthz, port: 8080}, periodSeconds: 1}
 `
 
-// TestAgentColdBootsWithoutServer: an agent that boots while no server answers starts
+// TestAgentColdBootsWithoutServer_alone: an agent that boots while no server answers starts
 // the pods that it last knew, with their settings, secrets, tokens and Services, and
 // has its routes to other nodes. When the server returns no pod is restarted, and
 // what was deleted meanwhile goes.
-func TestAgentColdBootsWithoutServer(t *testing.T) {
+func TestAgentColdBootsWithoutServer_alone(t *testing.T) {
 	for _, backend := range []string{"vxlan", "host-gw"} {
 		t.Run(backend, func(t *testing.T) {
-			coldBoot(begin(t), backend)
+			coldBoot(alone(t), backend)
 		})
 	}
 }
@@ -116,12 +116,12 @@ func coldBoot(s *scene, backend string) {
 	one.Reboot()
 	began := time.Now()
 	agent := s.start(one, "agent", "--server", url(server))
-	id, ip := s.container(one, "home", 30*time.Second)
+	id, ip := s.container(one, "home", time.Minute)
 	s.serves(one, "the pod", ip+":8080", 30*time.Second-time.Since(began))
 	s.serves(one, "the Service", service, 30*time.Second-time.Since(began))
 	s.Logf("the pod serves %s after the start of an agent without a server", time.Since(began).Round(100*time.Millisecond))
 	s.serves(one, "the other node's pod", far+":8080", 10*time.Second)
-	s.container(one, "guest", 30*time.Second)
+	s.container(one, "guest", time.Minute)
 	look, _ := s.container(one, "look", 10*time.Second)
 	for command, want := range map[string]string{
 		"cat /settings/colour":    "green",
@@ -162,8 +162,8 @@ func coldBoot(s *scene, backend string) {
 	s.kill(agent)
 	one.Reboot()
 	s.start(one, "agent", "--server", url(server))
-	s.container(one, "guest", 30*time.Second)
-	id, _ = s.container(one, "home", 30*time.Second)
+	s.container(one, "guest", time.Minute)
+	id, _ = s.container(one, "home", time.Minute)
 	s.net.Heal()
 	s.within(60*time.Second, "what was deleted goes", func() error {
 		out, err := one.Run("podo", "crictl", "ps", "-q", "--name", "^guest$")

@@ -21,9 +21,9 @@ const (
 	mostCPU    = 0.03
 )
 
-// TestIdleAgentIsSmall: an agent without pods holds little memory and hardly runs.
-func TestIdleAgentIsSmall(t *testing.T) {
-	s := begin(t)
+// TestIdleAgentIsSmall_alone: an agent without pods holds little memory and hardly runs.
+func TestIdleAgentIsSmall_alone(t *testing.T) {
+	s := alone(t)
 	server, one := s.net.Host("server"), s.net.Host("one")
 	// The server's program is a copy, since pages that two processes share count half
 	// for each, and on a machine of its own an agent has nobody to share with.
@@ -55,6 +55,8 @@ func TestIdleAgentIsSmall(t *testing.T) {
 		cpu += p.cpu
 	}
 	t.Logf("%-28s %6.1f MB, %.2f %% of a processor", "together", float64(memory)/(1<<20), 100*cpu.Seconds()/span.Seconds())
+	s.figure("idle agent, memory (PSS) with containerd", float64(memory)/(1<<20), "MB")
+	s.figure("idle agent, share of one processor", 100*cpu.Seconds()/span.Seconds(), "%")
 	if memory > mostMemory {
 		t.Errorf("an idle agent holds %d MB, at most %d are wanted", memory>>20, mostMemory>>20)
 	}

@@ -2,11 +2,12 @@
 // namespaces, each with an address on a private network.
 //
 // One file holds one promise. A test makes the machines that it needs, and all of
-// them are gone when it ends. They are skipped unless PODO_E2E=1.
+// them are gone when it ends. They need PODO_E2E=1, which make test sets.
 package cluster
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
 	"io"
 	"net"
@@ -18,11 +19,13 @@ import (
 	"testing"
 	"time"
 
+	"github.com/podo-dev/podo/pkg/storage/external/externaltest"
 	"github.com/podo-dev/podo/tests/hosts"
 )
 
 func TestMain(m *testing.M) {
 	hosts.Main()
+	externaltest.Main()
 	os.Exit(m.Run())
 }
 
@@ -34,21 +37,53 @@ func images(manifest string) string {
 // A scene is a network with a cluster on it.
 type scene struct {
 	*testing.T
-	net *hosts.Network
+	net   *hosts.Network
+	stock *bool // whether hosts need the images of the tests: to import them takes a while
 }
 
-func begin(t *testing.T) *scene {
+// begin makes a network whose hosts have addresses of these ranges, IPv4 ones if none
+// are named. The test runs beside others. Servers leave out Traefik unless they are told
+// what else to leave out: its pod and its ports would be in the way.
+func begin(t *testing.T, ranges ...string) *scene {
 	t.Helper()
-	if os.Getenv("PODO_E2E") != "1" || os.Geteuid() != 0 {
-		t.Skip("makes machines: needs root and PODO_E2E=1")
+	t.Parallel()
+	return open(t, ranges)
+}
+
+// alone is begin for a test that measures, and so has the machine to itself: its name ends
+// in _alone, by which scripts/test runs it before all others.
+func alone(t *testing.T, ranges ...string) *scene {
+	t.Helper()
+	if !measures(t) {
+		t.Fatal("the name of a test that measures has to end in _alone")
+	}
+	return open(t, ranges)
+}
+
+// measures reports whether a test is of figures, which a disk is part of.
+func measures(t *testing.T) bool {
+	top, _, _ := strings.Cut(t.Name(), "/")
+	return strings.HasSuffix(top, "_alone")
+}
+
+func open(t *testing.T, ranges []string) *scene {
+	t.Helper()
+	if os.Getenv("PODO_E2E") != "1" {
+		t.Skip("makes machines on this one; set PODO_E2E=1 to allow that")
+	}
+	if os.Geteuid() != 0 {
+		t.Fatal("making machines needs root")
 	}
 	root, err := filepath.Abs("../..")
 	if err != nil {
 		t.Fatal(err)
 	}
-	return &scene{T: t, net: hosts.NewNetwork(t, hosts.Options{
+	return &scene{T: t, stock: new(bool), net: hosts.NewNetwork(t, hosts.Options{
 		Binary: filepath.Join(root, "dist", "podo"),
 		Share:  []string{filepath.Join(root, "dist", "images")},
+		Ranges: ranges,
+		Env:    []string{"PODO_DISABLE=traefik"},
+		Memory: !measures(t),
 		Logs:   os.Getenv("PODO_E2E_LOGS"),
 	})}
 }
@@ -75,7 +110,7 @@ func (s *scene) join(h, server *hosts.Host, args ...string) *hosts.Process {
 	return s.start(h, append([]string{"agent", "--server", url(server), "--token", s.token(server)}, args...)...)
 }
 
-func url(server *hosts.Host) string { return "https://" + server.IP() + ":6443" }
+func url(server *hosts.Host) string { return "https://" + net.JoinHostPort(server.IP(), "6443") }
 
 // token is the agents' token of a server.
 func (s *scene) token(server *hosts.Host) string {
@@ -95,14 +130,26 @@ func (s *scene) file(h *hosts.Host, path string) string {
 	return text
 }
 
-// start starts podo and gives its containers the images of the tests.
+// start starts podo.
 func (s *scene) start(h *hosts.Host, args ...string) *hosts.Process {
 	s.Helper()
+	if *s.stock {
+		s.give(h)
+	}
+	return h.Start(append([]string{"podo"}, args...)...)
+}
+
+// give puts the images of the tests where podo finds them, once for each machine.
+func (s *scene) give(h *hosts.Host) {
+	s.Helper()
 	dir := h.Path("/var/lib/podo/agent/images")
+	if _, err := os.Stat(filepath.Join(dir, archives()[0])); err == nil {
+		return
+	}
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		s.Fatal(err)
 	}
-	for _, name := range []string{"agnhost.tar", "busybox.tar"} {
+	for _, name := range archives() {
 		from, err := os.ReadFile(filepath.Join("../../dist/images", name))
 		if err != nil {
 			s.Fatal(err)
@@ -111,7 +158,39 @@ func (s *scene) start(h *hosts.Host, args ...string) *hosts.Process {
 			s.Fatal(err)
 		}
 	}
-	return h.Start(append([]string{"podo"}, args...)...)
+}
+
+func archives() []string { return []string{"agnhost.tar", "busybox.tar"} }
+
+// stocked waits until every host that has an engine has the images of the tests.
+func (s *scene) stocked() {
+	s.Helper()
+	*s.stock = true
+	for _, h := range s.net.Hosts() {
+		if !h.Running() {
+			continue
+		}
+		s.give(h)
+		if _, err := os.Stat(h.Path("/run/podo/containerd.sock")); err != nil {
+			continue
+		}
+		s.within(60*time.Second, "images on "+h.Name(), func() error {
+			note, err := os.ReadFile(h.Path("/var/lib/podo/agent/images.imported"))
+			if err != nil {
+				return err
+			}
+			var done map[string]struct{ Images []string }
+			if err := json.Unmarshal(note, &done); err != nil {
+				return err
+			}
+			for _, name := range archives() {
+				if done["/var/lib/podo/agent/images/"+name].Images == nil {
+					return fmt.Errorf("%s is not imported: %s", name, note)
+				}
+			}
+			return nil
+		})
+	}
 }
 
 // within tries until it works, and ends the test with the last error if it does not.
@@ -123,10 +202,14 @@ func (s *scene) within(limit time.Duration, what string, try func() error) {
 		if err == nil {
 			return
 		}
-		if time.Since(began) > limit {
+		past := time.Since(began)
+		if past > limit {
 			s.Fatalf("%s: not within %s: %v", what, limit, err)
 		}
-		time.Sleep(100 * time.Millisecond)
+		if measures(s.T) {
+			past = 0
+		}
+		time.Sleep(min(100*time.Millisecond+past/10, time.Second)) // asking costs others their turn
 	}
 }
 
@@ -160,13 +243,19 @@ func (s *scene) ready(server *hosts.Host, nodes ...*hosts.Host) {
 // apply applies a manifest and waits until its pods are ready.
 func (s *scene) apply(server *hosts.Host, manifest string) {
 	s.Helper()
+	s.stocked()
 	if out, err := server.Apply(images(manifest)); err != nil {
 		s.Fatalf("apply: %v\n%s", err, out)
 	}
 }
 
+// figure is something measured, for scripts/bench-cluster to collect.
+func (s *scene) figure(name string, value float64, unit string) {
+	s.Attr("figure", fmt.Sprintf("%s\t%.2f\t%s", name, value, unit))
+}
+
 // in is the scene for a test within this one.
-func (s *scene) in(t *testing.T) *scene { return &scene{T: t, net: s.net} }
+func (s *scene) in(t *testing.T) *scene { return &scene{T: t, net: s.net, stock: s.stock} }
 
 // try runs podo until it ends and returns all that it said, with its exit code: -1
 // if it still ran after patience.

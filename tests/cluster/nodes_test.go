@@ -36,6 +36,7 @@ spec:
 // TestPodsOfDifferentNodesTalk: one server and two agents; every pod reaches every
 // other, Services and DNS work from every node, and exec and logs reach every node.
 func TestPodsOfDifferentNodesTalk(t *testing.T) {
+	t.Parallel()
 	for _, backend := range []string{"vxlan", "host-gw"} {
 		t.Run(backend, func(t *testing.T) {
 			s := begin(t)

@@ -11,7 +11,8 @@ import (
 )
 
 // TestNodeNotesThingsAboutItselfOnly: where a node's pods are reached is noted on the
-// node, by the node. Whoever has the keys of another could redirect its traffic.
+// node, by the node. Whoever has the keys of another could redirect its traffic. Labels
+// that say which pods a node may be trusted with are not the node's to give.
 func TestNodeNotesThingsAboutItselfOnly(t *testing.T) {
 	s := begin(t)
 	server := s.server("server")
@@ -21,7 +22,7 @@ func TestNodeNotesThingsAboutItselfOnly(t *testing.T) {
 		_, err := server.Kubectl("get", "validatingadmissionpolicybinding", "podo-node")
 		return err
 	})
-	for _, who := range []string{"kubelet", "podo-node"} {
+	for _, who := range []string{"kubelet", "podo-node", "kube-proxy"} {
 		var pair [2][]byte
 		for i, end := range []string{".crt", ".key"} {
 			var err error
@@ -34,9 +35,9 @@ func TestNodeNotesThingsAboutItselfOnly(t *testing.T) {
 			t.Fatal(err)
 		}
 		client := s.client(thief, server, &cert)
-		note := func(node string) (int, string) {
-			req, err := http.NewRequestWithContext(t.Context(), http.MethodPatch, url(server)+"/api/v1/nodes/"+node+"/status",
-				strings.NewReader(`{"metadata":{"annotations":{"example.com/place":"10.99.0.66"}}}`))
+		patch := func(path, metadata string, allowed bool) {
+			req, err := http.NewRequestWithContext(t.Context(), http.MethodPatch, url(server)+"/api/v1/nodes/"+path,
+				strings.NewReader(`{"metadata":`+metadata+`}`))
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -47,13 +48,18 @@ func TestNodeNotesThingsAboutItselfOnly(t *testing.T) {
 			}
 			defer res.Body.Close()
 			text, _ := io.ReadAll(res.Body)
-			return res.StatusCode, string(text)
+			refused := res.StatusCode == http.StatusForbidden || res.StatusCode == http.StatusUnprocessableEntity
+			if allowed != (res.StatusCode == http.StatusOK) || !allowed && !refused {
+				t.Errorf("as %s, PATCH %s with %s: %s %.200s", who, path, metadata, res.Status, text)
+			}
 		}
-		if code, said := note("server"); code/100 == 2 {
-			t.Errorf("as %s, about another node: %d %s", who, code, said)
-		}
-		if code, said := note("thief"); code/100 != 2 {
-			t.Errorf("as %s, about itself: %d %s", who, code, said)
+		const place = `{"annotations":{"example.com/place":"10.99.0.66"}}`
+		patch("server/status", place, false)
+		patch("thief/status", place, who != "kube-proxy")
+		for _, path := range []string{"thief", "thief/status"} {
+			for _, label := range []string{"node-restriction.kubernetes.io/secure", "node-role.kubernetes.io/control-plane"} {
+				patch(path, `{"labels":{"`+label+`":"true"}}`, false)
+			}
 		}
 	}
 }

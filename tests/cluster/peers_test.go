@@ -33,5 +33,4 @@ func TestServerIsRefused(t *testing.T) {
 	// A server with a state of its own stays what it is.
 	s.end(process)
 	s.refused(lone, join(url(first), right), "cluster of its own", "podo uninstall")
-	s.refused(lone, []string{"server", "--cluster-init"}, "SQLite")
 }

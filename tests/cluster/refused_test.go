@@ -3,6 +3,7 @@ package cluster
 import (
 	"crypto/tls"
 	"fmt"
+	"io"
 	"net"
 	"net/http"
 	"strings"
@@ -91,6 +92,19 @@ func TestRefusedJoinsNameTheRemedy(t *testing.T) {
 	})
 	t.Run("rebuilt", func(t *testing.T) {
 		s := s.in(t)
+		// What the old machine had may be in other hands.
+		old, err := tls.LoadX509KeyPair(one.Path("/var/lib/podo/agent/tls/kubelet.crt"), one.Path("/var/lib/podo/agent/tls/kubelet.key"))
+		if err != nil {
+			s.Fatal(err)
+		}
+		itself := func() int {
+			res, err := s.client(two, server, &old).Get(url(server) + "/api/v1/nodes/one")
+			if err != nil {
+				s.Fatal(err)
+			}
+			res.Body.Close()
+			return res.StatusCode
+		}
 		one.Wipe()
 		s.refused(one, with(token), "belongs to another machine", "rebuilt", "podo node replace one")
 
@@ -99,8 +113,40 @@ func TestRefusedJoinsNameTheRemedy(t *testing.T) {
 			s.Fatalf("podo node replace prints %q, which is no command to type", line)
 		}
 		s.refused(two, with(line[5], "--node-name", "two"), "made to replace node one")
+		if got := itself(); got != http.StatusOK {
+			s.Errorf("before it is replaced, the old machine's certificate gets %d", got)
+		}
+		patient := s.client(two, server, &old)
+		patient.Timeout = 0
+		watch, err := patient.Get(url(server) + "/api/v1/nodes?watch=1&fieldSelector=metadata.name=one")
+		if err != nil {
+			s.Fatal(err)
+		}
+		defer watch.Body.Close()
+		if watch.StatusCode != http.StatusOK {
+			s.Fatalf("a watch is answered with %s", watch.Status)
+		}
+		ended := make(chan error, 1)
+		go func() {
+			_, err := io.Copy(io.Discard, watch.Body)
+			ended <- err
+		}()
+		began := time.Now()
 		s.start(one, line[1:]...)
 		s.machine(server, one)
+		took := time.Since(began)
+		s.Logf("the new machine is Ready after %s", took.Round(100*time.Millisecond))
+		if took > 8*time.Second {
+			s.Errorf("the new machine is Ready after %s, want 8s at most", took)
+		}
+		if got := itself(); got != http.StatusUnauthorized {
+			s.Errorf("once it is replaced, the old machine's certificate gets %d", got)
+		}
+		select {
+		case <-ended:
+		default:
+			s.Error("what the old machine watched goes on")
+		}
 		s.refused(two, line[1:], "another has used it as node one", "podo node replace one")
 	})
 

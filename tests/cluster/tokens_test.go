@@ -126,6 +126,71 @@ func TestRotationKeepsAgents(t *testing.T) {
 	s.ready(server, four)
 }
 
+// TestRotationReachesAllServers: the lasting tokens are replaced, each on one of three
+// servers. Within seconds they are those of all, and the old ones let nobody in; an
+// agent notices nothing, and servers that are still started with the old one start.
+func TestRotationReachesAllServers(t *testing.T) {
+	s := begin(t)
+	servers, agent := s.three()
+	one, two, three := servers[0], servers[1], servers[2]
+	old, oldAgents := s.serverToken(one.Host), s.token(one.Host)
+	pid := func() (report struct{ PID int }) {
+		decode(t, s.podo(agent, "status", "--wait=30s", "-o", "json"), &report)
+		return report
+	}
+	before := pid()
+
+	began := time.Now()
+	fresh := s.podo(two.Host, "token", "rotate")
+	freshAgents := s.podo(three.Host, "token", "rotate", "--agent")
+	all := func() {
+		s.Helper()
+		s.within(20*time.Second, "every server has the new tokens", func() error {
+			for _, m := range servers {
+				if s.serverToken(m.Host) != fresh || s.token(m.Host) != freshAgents {
+					return fmt.Errorf("%s has others", m.Name())
+				}
+			}
+			return nil
+		})
+	}
+	all()
+	t.Logf("every server has the new tokens after %s", time.Since(began).Round(100*time.Millisecond))
+
+	stranger := s.net.Host("stranger")
+	for _, m := range servers {
+		s.refused(stranger, []string{"server", "--server", url(m.Host), "--token", old}, "password is not this cluster's")
+		s.refused(stranger, []string{"agent", "--server", url(m.Host), "--token", oldAgents}, "password is not this cluster's")
+	}
+	servers = append(servers, s.station("four", "server", "--server", url(three.Host), "--token", fresh))
+	s.members(one.Host, 4)
+
+	for _, m := range servers {
+		m.crash()
+	}
+	s.within(60*time.Second, "all servers are back", func() error {
+		for _, m := range servers {
+			if out, err := m.Run("podo", "status"); err != nil {
+				return fmt.Errorf("%s: %w: %s", m.Name(), err, out)
+			}
+		}
+		return nil
+	})
+	s.members(one.Host, 4)
+	all()
+	s.ready(three.Host, agent)
+	if after := pid(); after != before {
+		t.Errorf("the agent's podo was %v, and is %v", before, after)
+	}
+	for _, m := range servers {
+		for _, text := range []string{old, oldAgents, fresh, freshAgents} {
+			if _, secret, _ := strings.Cut(text, "::"); strings.Contains(m.log(), secret) {
+				t.Errorf("a token is in the log of %s", m.Name())
+			}
+		}
+	}
+}
+
 func decode(t *testing.T, text string, into any) {
 	t.Helper()
 	if err := json.Unmarshal([]byte(text), into); err != nil {

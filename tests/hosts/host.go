@@ -1,26 +1,24 @@
 package hosts
 
 import (
-	"crypto/rand"
 	"crypto/sha256"
 	"encoding/hex"
-	"encoding/json"
 	"errors"
 	"fmt"
-	"io/fs"
 	"net"
 	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"slices"
-	"strings"
 	"sync"
-	"syscall"
 	"time"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"github.com/podo-dev/podo/pkg/machine"
+	"github.com/podo-dev/podo/pkg/paths"
 )
 
 // A Host is a machine: a process that stands for its kernel, and what that one started.
@@ -43,7 +41,7 @@ func (n *Network) Host(name string) *Host {
 	n.t.Helper()
 	h := &Host{net: n, name: name, index: len(n.hosts) + 11}
 	for _, r := range n.ranges {
-		h.addrs = append(h.addrs, netip.PrefixFrom(nth(r, h.index), r.Bits()))
+		h.addrs = append(h.addrs, netip.PrefixFrom(machine.Nth(r, h.index), r.Bits()))
 	}
 	if slices.ContainsFunc(n.hosts, func(o *Host) bool { return o.name == name }) {
 		n.t.Fatalf("%s: the network has a host of this name", name)
@@ -82,12 +80,12 @@ func (h *Host) Path(path string) string {
 // afterwards. f must not leave its goroutine to do so, as a dialer does for names.
 func (h *Host) In(f func() error) error {
 	h.mustRun()
-	ns, err := os.Open(fmt.Sprintf("/proc/%d/ns/net", h.first.Process.Pid))
+	ns, err := machine.Network(h.first.Process.Pid)
 	if err != nil {
 		return err
 	}
 	defer ns.Close()
-	return in(ns, f)
+	return machine.In(ns, f)
 }
 
 // Dial connects from this host to an address and port.
@@ -171,7 +169,7 @@ func (h *Host) move(i int, to netip.Prefix) error {
 			if err != nil {
 				return err
 			}
-			if err := netlink.AddrDel(card, &netlink.Addr{IPNet: ipNet(old)}); err != nil {
+			if err := netlink.AddrDel(card, &netlink.Addr{IPNet: machine.IPNet(old)}); err != nil {
 				return err
 			}
 			return h.address()
@@ -202,10 +200,10 @@ func (h *Host) address() error {
 		return err
 	}
 	for i, p := range h.addrs {
-		if err := addAddress(card, p); err != nil && !errors.Is(err, unix.EEXIST) {
+		if err := machine.AddAddress(card, p); err != nil && !errors.Is(err, unix.EEXIST) {
 			return err
 		}
-		err := netlink.RouteAdd(&netlink.Route{LinkIndex: card.Attrs().Index, Gw: nth(h.net.ranges[i], 1).AsSlice()})
+		err := netlink.RouteAdd(&netlink.Route{LinkIndex: card.Attrs().Index, Gw: machine.Nth(h.net.ranges[i], 1).AsSlice()})
 		if err != nil && !errors.Is(err, unix.EEXIST) {
 			return err
 		}
@@ -277,6 +275,7 @@ func (h *Host) hostsFile() string {
 // boot starts the first process. It begins outside of the namespaces' files and waits
 // until it has its control groups and its cable.
 func (h *Host) boot() error {
+	_, statErr := os.Stat(h.dir("varlib"))
 	for _, part := range []string{"upper", "work", "root", "varlib", "vartmp"} {
 		if err := os.MkdirAll(h.dir(part), 0o755); err != nil {
 			return err
@@ -288,26 +287,10 @@ func (h *Host) boot() error {
 	if err := h.install(); err != nil {
 		return err
 	}
-	machine := sha256.Sum256(fmt.Append(nil, h.net.id, h.name, h.life))
-	gateway := nth(h.net.ranges[0], 1).String()
-	text, err := json.Marshal(machineSpec{
-		Name: h.name, Dir: h.dir(""), Share: h.net.opts.Share, Groups: h.net.groups,
-		Files: map[string]string{
-			"/etc/hostname":    h.name + "\n",
-			"/etc/hosts":       h.hostsFile(),
-			"/etc/resolv.conf": "nameserver " + gateway + "\n",
-			"/etc/machine-id":  hex.EncodeToString(machine[:16]) + "\n",
-			"/run/boot_id":     uuid() + "\n",
-		},
-	})
+	ours, theirs, err := machine.Line()
 	if err != nil {
 		return err
 	}
-	ends, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
-	if err != nil {
-		return err
-	}
-	ours, theirs := os.NewFile(uintptr(ends[0]), "line"), os.NewFile(uintptr(ends[1]), "line")
 	defer theirs.Close()
 	defer ours.Close()
 	console, err := os.OpenFile(h.dir("console"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o644)
@@ -316,13 +299,9 @@ func (h *Host) boot() error {
 	}
 	defer console.Close()
 
-	first := exec.Command("/proc/self/exe")
-	first.Env = append(baseEnv(), marker+"="+string(text))
-	first.Stdout, first.Stderr, first.ExtraFiles = console, console, []*os.File{theirs}
-	first.SysProcAttr = &syscall.SysProcAttr{
-		Setsid:     true,
-		Cloneflags: unix.CLONE_NEWNS | unix.CLONE_NEWPID | unix.CLONE_NEWUTS | unix.CLONE_NEWIPC | unix.CLONE_NEWNET,
-	}
+	first := machine.First([]string{"host " + h.name}, theirs)
+	first.Env = append(baseEnv(), marker+"="+born)
+	first.Stdout, first.Stderr = console, console
 	if err := first.Start(); err != nil {
 		return err
 	}
@@ -331,13 +310,55 @@ func (h *Host) boot() error {
 	if h.line, err = openLine(ours); err != nil {
 		return err
 	}
-	if err := h.net.groups.join(h.net.id, h.name, first.Process.Pid); err != nil {
+	if err := h.net.groups.Join(h.group(), first.Process.Pid); err != nil {
 		return err
 	}
 	if err := h.net.connect(h, first.Process.Pid); err != nil {
 		return err
 	}
-	return h.line.begin()
+	return h.line.begin(h.spec(os.IsNotExist(statErr)))
+}
+
+// group is the name of the host's control groups.
+func (h *Host) group() string { return h.net.id + "/" + h.name }
+
+// spec is the machine: a copy of this one's files, without podo's if it is new.
+func (h *Host) spec(isNew bool) machine.Spec {
+	id := sha256.Sum256(fmt.Append(nil, h.net.id, h.name, h.life))
+	bind := func(from, to string) machine.Mount {
+		return machine.Mount{From: from, To: to, Flags: unix.MS_BIND}
+	}
+	fresh := func(kind, to, data string) machine.Mount {
+		return machine.Mount{From: kind, To: to, Kind: kind, Data: data}
+	}
+	s := machine.Spec{
+		Name: h.name, Root: h.dir("root"), Groups: h.net.groups,
+		Mounts: []machine.Mount{
+			fresh("overlay", "", fmt.Sprintf("lowerdir=/,upperdir=%s,workdir=%s", h.dir("upper"), h.dir("work"))),
+			bind(h.dir("varlib"), "/var/lib"), // an overlay cannot hold the layers of another
+			bind(h.dir("vartmp"), "/var/tmp"),
+			fresh("proc", "/proc", ""),
+			fresh("sysfs", "/sys", ""),
+			{From: "/dev", To: "/dev", Flags: unix.MS_BIND | unix.MS_REC},
+			fresh("tmpfs", "/dev/shm", "mode=1777"),
+			fresh("tmpfs", "/run", "mode=755"),
+			fresh("tmpfs", "/tmp", "mode=1777"),
+		},
+		Files: map[string]string{
+			"/etc/hostname":    h.name + "\n",
+			"/etc/hosts":       h.hostsFile(),
+			"/etc/resolv.conf": "nameserver " + machine.Nth(h.net.ranges[0], 1).String() + "\n",
+			"/etc/machine-id":  hex.EncodeToString(id[:16]) + "\n",
+		},
+		Args: []string{"host " + h.name}, Env: append(baseEnv(), marker+"="+ready),
+	}
+	for _, dir := range h.net.opts.Share {
+		s.Mounts = append(s.Mounts, machine.Mount{From: dir, To: dir, Flags: unix.MS_BIND | unix.MS_RDONLY})
+	}
+	if isNew {
+		s.Remove = []string{paths.DefaultEtc, paths.PodLogs, paths.ContainerLogs, "/etc/cni", "/etc/kubernetes", "/opt/cni", "/root/.kube", "/usr/libexec/kubernetes"}
+	}
+	return s
 }
 
 // install gives a new machine its podo. It is a file like any other, so that it can be
@@ -350,20 +371,7 @@ func (h *Host) install() error {
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return err
 	}
-	common := filepath.Join(h.net.room, ".podo")
-	if err := os.Link(h.net.opts.Binary, common); err != nil && !errors.Is(err, fs.ErrExist) {
-		if !errors.Is(err, unix.EXDEV) {
-			return err
-		}
-		text, err := os.ReadFile(h.net.opts.Binary)
-		if err != nil {
-			return err
-		}
-		if err := os.WriteFile(common, text, 0o755); err != nil {
-			return err
-		}
-	}
-	return os.Link(common, filepath.Join(dir, "podo"))
+	return os.Link(h.net.podo(), filepath.Join(dir, "podo"))
 }
 
 // end kills the first process, with which the kernel ends all others, and takes away
@@ -379,17 +387,10 @@ func (h *Host) end() error {
 		h.line.close()
 		h.line = nil
 	}
-	return h.net.groups.remove(filepath.Join(h.net.id, h.name))
+	return h.net.groups.Remove(h.group())
 }
 
 // baseEnv is the environment of all processes of hosts.
 func baseEnv() []string {
 	return []string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "HOME=/root", "TERM=dumb"}
-}
-
-func uuid() string {
-	var b [16]byte
-	_, _ = rand.Read(b[:])
-	s := hex.EncodeToString(b[:])
-	return strings.Join([]string{s[:8], s[8:12], s[12:16], s[16:20], s[20:]}, "-")
 }

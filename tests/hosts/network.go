@@ -14,16 +14,19 @@ package hosts
 import (
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"net/netip"
 	"os"
 	"path/filepath"
-	"runtime"
+	"strings"
 	"sync/atomic"
 	"testing"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"github.com/podo-dev/podo/pkg/machine"
 )
 
 // The ranges that hosts usually get their addresses from. They are not visible from
@@ -38,6 +41,8 @@ type Options struct {
 	Binary string   // podo; each new host has it as /usr/local/bin/podo
 	Ranges []string // of addresses; an IPv4 one, an IPv6 one, or one of each; IPv4 if empty
 	Share  []string // folders of this machine that hosts find at the same place, read-only
+	Env    []string // of every process, beside its own
+	Memory bool     // hosts keep their files there rather than on the disk, if there is enough
 	Logs   string   // folder for the output of processes; the test's artifacts if empty
 }
 
@@ -48,7 +53,7 @@ type Network struct {
 	ranges []netip.Prefix
 	id     string // names the folder and the control groups of this network
 	room   string
-	groups groups
+	groups machine.Groups
 	wire   *os.File // network namespace of the switch
 	hosts  []*Host
 	cuts   map[cut]bool
@@ -58,6 +63,9 @@ type Network struct {
 
 // A cut is a direction in which nothing passes any more.
 type cut struct{ from, to *Host }
+
+// Hosts are those of the network, on or off.
+func (n *Network) Hosts() []*Host { return n.hosts }
 
 // NewNetwork makes a network without hosts. Everything in it ends with the test.
 func NewNetwork(t testing.TB, opts Options) *Network {
@@ -88,22 +96,54 @@ func NewNetwork(t testing.TB, opts Options) *Network {
 		t.Fatal(err)
 	}
 	n.id = filepath.Base(n.room)
-	if n.groups, err = findGroups(); err != nil {
+	if err := n.furnish(); err != nil {
+		t.Fatalf("make room for files: %v", err)
+	}
+	if n.groups, err = machine.FindGroups(); err != nil {
 		t.Fatal(err)
 	}
-	if n.wire, err = newNetwork(); err != nil {
+	if n.wire, err = machine.NewNetwork(); err != nil {
 		t.Fatalf("make the switch: %v", err)
 	}
-	if err := in(n.wire, n.plugIn); err != nil {
+	if err := machine.In(n.wire, n.plugIn); err != nil {
 		t.Fatalf("make the switch: %v", err)
 	}
 	return n
 }
 
+// podo is the file of the program that all hosts share.
+func (n *Network) podo() string { return filepath.Join(n.room, ".podo") }
+
+// furnish prepares the folder for hosts.
+func (n *Network) furnish() error {
+	if n.opts.Memory {
+		if err := intoMemory(n.room); err != nil {
+			return err
+		}
+	}
+	if n.opts.Binary == "" {
+		return nil
+	}
+	if err := os.Link(n.opts.Binary, n.podo()); !errors.Is(err, unix.EXDEV) {
+		return err
+	}
+	from, err := os.Open(n.opts.Binary)
+	if err != nil {
+		return err
+	}
+	defer from.Close()
+	to, err := os.OpenFile(n.podo(), os.O_CREATE|os.O_WRONLY, 0o755)
+	if err != nil {
+		return err
+	}
+	_, err = io.Copy(to, from)
+	return errors.Join(err, to.Close())
+}
+
 // plugIn makes the switch. It has the first address of each range and answers there,
 // so that hosts have a default route.
 func (n *Network) plugIn() error {
-	if err := up("lo"); err != nil {
+	if err := machine.Up("lo"); err != nil {
 		return err
 	}
 	bridge := &netlink.Bridge{LinkAttrs: netlink.LinkAttrs{Name: "switch"}}
@@ -111,11 +151,11 @@ func (n *Network) plugIn() error {
 		return err
 	}
 	for _, r := range n.ranges {
-		if err := addAddress(bridge, netip.PrefixFrom(nth(r, 1), r.Bits())); err != nil {
+		if err := machine.AddAddress(bridge, netip.PrefixFrom(machine.Nth(r, 1), r.Bits())); err != nil {
 			return err
 		}
 	}
-	return up("switch")
+	return machine.Up("switch")
 }
 
 // close removes everything, and reports the last words of the hosts' processes if the
@@ -129,7 +169,7 @@ func (n *Network) close() {
 		errs = append(errs, n.wire.Close())
 	}
 	if n.id != "" {
-		errs = append(errs, n.groups.remove(n.id), os.RemoveAll(n.room))
+		errs = append(errs, n.groups.Remove(n.id), outOfMemory(n.room), os.RemoveAll(n.room))
 	}
 	if err := errors.Join(errs...); err != nil {
 		n.t.Errorf("remove the network: %v", err)
@@ -142,6 +182,19 @@ func (n *Network) close() {
 			n.t.Logf("%s: %s (%s) ends with:\n%s", h.name, p.args[0], p.log, p.Tail(30))
 		}
 	}
+}
+
+// Pids are the processes on n's hosts that run a program, by their ids on this machine.
+func (n *Network) Pids(program string) []int {
+	var out []int
+	for _, pid := range allPIDs() {
+		its, _ := os.ReadFile(fmt.Sprintf("/proc/%d/comm", pid))
+		group, _ := os.ReadFile(fmt.Sprintf("/proc/%d/cgroup", pid))
+		if string(its) == program+"\n" && strings.Contains(string(group), "/"+n.id+"/") {
+			out = append(out, pid)
+		}
+	}
+	return out
 }
 
 // Cut stops everything between two hosts, without a word to either.
@@ -189,14 +242,14 @@ func (n *Network) Heal() {
 
 // In calls f as if it ran at the switch: its connections reach all hosts. They stay
 // usable afterwards. f must not leave its goroutine to make them.
-func (n *Network) In(f func() error) error { return in(n.wire, f) }
+func (n *Network) In(f func() error) error { return machine.In(n.wire, f) }
 
 // attach plugs a host's cable into the switch, or out if it is isolated.
 func (n *Network) attach(h *Host) error {
 	if !h.Running() {
 		return nil
 	}
-	return in(n.wire, func() error {
+	return machine.In(n.wire, func() error {
 		port, err := netlink.LinkByName(h.port())
 		if err != nil {
 			return err
@@ -216,7 +269,7 @@ func (n *Network) attach(h *Host) error {
 // of the card stays the same over reboots, as neighbours remember it.
 func (n *Network) connect(h *Host, pid int) error {
 	card := net.HardwareAddr{0x02, 0x99, 0, 0, 0, byte(h.index)}
-	err := in(n.wire, func() error {
+	err := machine.In(n.wire, func() error {
 		if old, err := netlink.LinkByName(h.port()); err == nil { // of a host that just ended
 			if err := netlink.LinkDel(old); err != nil && !errors.Is(err, unix.ENODEV) {
 				return err
@@ -229,7 +282,7 @@ func (n *Network) connect(h *Host, pid int) error {
 		if err := netlink.LinkAdd(cable); err != nil {
 			return err
 		}
-		return up(h.port())
+		return machine.Up(h.port())
 	})
 	if err != nil {
 		return fmt.Errorf("connect %s: %w", h.name, err)
@@ -238,7 +291,7 @@ func (n *Network) connect(h *Host, pid int) error {
 		return fmt.Errorf("connect %s: %w", h.name, err)
 	}
 	if err := h.In(func() error {
-		if err := up("lo"); err != nil {
+		if err := machine.Up("lo"); err != nil {
 			return err
 		}
 		return h.address()
@@ -253,72 +306,4 @@ func (n *Network) connect(h *Host, pid int) error {
 		}
 	}
 	return nil
-}
-
-// newNetwork returns a network namespace that lives as long as the file is open.
-func newNetwork() (*os.File, error) {
-	var file *os.File
-	err := aside(func() (err error) {
-		if err = unix.Unshare(unix.CLONE_NEWNET); err == nil {
-			file, err = os.Open("/proc/thread-self/ns/net")
-		}
-		return err
-	})
-	return file, err
-}
-
-// in calls f in another network namespace.
-func in(ns *os.File, f func() error) error {
-	return aside(func() error {
-		if err := unix.Setns(int(ns.Fd()), unix.CLONE_NEWNET); err != nil {
-			return fmt.Errorf("enter a network: %w", err)
-		}
-		return f()
-	})
-}
-
-// aside calls f on a thread that ends with it, and that is not the first of this
-// process: the network of that one is what /proc/self/net shows to all.
-func aside(f func() error) error {
-	done := make(chan error)
-	go func() {
-		runtime.LockOSThread()
-		if unix.Gettid() == os.Getpid() {
-			err := aside(f) // elsewhere, while this goroutine keeps the thread
-			runtime.UnlockOSThread()
-			done <- err
-			return
-		}
-		done <- f()
-	}()
-	return <-done
-}
-
-func up(name string) error {
-	l, err := netlink.LinkByName(name)
-	if err != nil {
-		return err
-	}
-	return netlink.LinkSetUp(l)
-}
-
-// addAddress adds one that can be used at once: nobody else has it.
-func addAddress(l netlink.Link, p netip.Prefix) error {
-	a := &netlink.Addr{IPNet: ipNet(p)}
-	if p.Addr().Is6() {
-		a.Flags = unix.IFA_F_NODAD
-	}
-	return netlink.AddrAdd(l, a)
-}
-
-func ipNet(p netip.Prefix) *net.IPNet {
-	return &net.IPNet{IP: p.Addr().AsSlice(), Mask: net.CIDRMask(p.Bits(), p.Addr().BitLen())}
-}
-
-// nth is the address number i of a range.
-func nth(r netip.Prefix, i int) netip.Addr {
-	b := r.Addr().AsSlice()
-	b[len(b)-1] += byte(i)
-	a, _ := netip.AddrFromSlice(b)
-	return a
 }

@@ -15,6 +15,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/podo-dev/podo/pkg/machine"
 )
 
 // A Command is a program to run on a host, as root, in /root.
@@ -141,6 +143,7 @@ func (h *Host) launch(c Command, out, errs *os.File) (*Process, error) {
 		return nil, err
 	}
 	p := &Process{host: h, line: h.line, args: c.Args, born: make(chan error, 1), ended: make(chan struct{})}
+	c.Env = slices.Concat(h.net.opts.Env, c.Env)
 	return p, h.line.start(p, c, in, out, errs)
 }
 
@@ -234,8 +237,8 @@ func openLine(f *os.File) (*line, error) {
 }
 
 // begin lets the host boot, and returns when it has.
-func (l *line) begin() error {
-	if _, err := l.conn.Write([]byte("go")); err != nil {
+func (l *line) begin(s machine.Spec) error {
+	if err := s.Tell(l.conn); err != nil {
 		return err
 	}
 	select {

@@ -9,6 +9,8 @@ import (
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/podo-dev/podo/pkg/machine"
 )
 
 // The folder of a network is on a disk, since layers of containers come to lie there.
@@ -46,7 +48,7 @@ func Sweep() error {
 	if err != nil || len(left) == 0 {
 		return err
 	}
-	g, err := findGroups()
+	g, err := machine.FindGroups()
 	if err != nil {
 		return err
 	}
@@ -56,13 +58,10 @@ func Sweep() error {
 		if whose, pid, alive := owner(id); whose != space || pid == 0 || alive {
 			continue
 		}
-		for _, pid := range allPIDs() {
-			its, _ := os.ReadFile(fmt.Sprintf("/proc/%d/cgroup", pid))
-			if strings.Contains(string(its), "/"+id+"/") {
-				_ = unix.Kill(pid, unix.SIGKILL)
-			}
+		for _, pid := range g.Processes(id) {
+			_ = unix.Kill(pid, unix.SIGKILL)
 		}
-		errs = append(errs, g.remove(id), os.RemoveAll(room))
+		errs = append(errs, g.Remove(id), os.RemoveAll(room))
 	}
 	if err := errors.Join(errs...); err != nil {
 		return fmt.Errorf("remove what an earlier test left: %w", err)

@@ -1,0 +1,144 @@
+package cluster
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"net/netip"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/podo-dev/podo/tests/hosts"
+)
+
+const allFamilies = `
+apiVersion: v1
+kind: Service
+metadata: {name: all}
+spec:
+  type: NodePort
+  ipFamilyPolicy: PreferDualStack
+  selector: {app: web}
+  ports: [{port: 80, targetPort: 8080}]
+`
+
+// TestDualStackCluster: pods, Services, DNS and node ports of a server and an agent
+// work over IPv4 and over IPv6.
+func TestDualStackCluster(t *testing.T) {
+	s := begin(t, hosts.IPv4, hosts.IPv6)
+	server := s.net.Host("server")
+	s.start(server, "server", "--cluster-cidr", "10.42.0.0/16,fd42::/56", "--service-cidr", "10.43.0.0/16,fd43::/112",
+		"--node-ip", strings.Join(server.IPs(), ","))
+	agent := s.agent("agent", server)
+	s.ready(server, server, agent)
+	s.everyFamily(server, 2, server, agent)
+}
+
+// TestClusterOfIPv6Alone: three servers and an agent that know no other family work,
+// and go on without one of the servers.
+func TestClusterOfIPv6Alone(t *testing.T) {
+	s := begin(t, hosts.IPv6)
+	servers, agent := s.three("--cluster-cidr", "fd42::/56", "--service-cidr", "fd43::/112")
+	one, two, three := servers[0], servers[1], servers[2]
+	s.everyFamily(one.Host, 1, one.Host, two.Host, three.Host, agent)
+	s.advertised(one.Host, one.Host, two.Host, three.Host)
+
+	two.down() // by which the agent has joined
+	client := s.through(agent, one.Host)
+	s.within(10*time.Second, "the agent's balancer without server two", func() error {
+		_, err := client.Discovery().ServerVersion()
+		return err
+	})
+	old, _ := s.podOn(one.Host, agent, "web")
+	s.kubectl(one.Host, "delete", "pod", old)
+	var fresh string
+	s.within(30*time.Second, "another pod on the agent", func() (err error) {
+		if fresh, _, err = s.lookFor(one.Host, agent, "web"); err == nil && (fresh == "" || fresh == old) {
+			err = fmt.Errorf("pod %q", fresh)
+		}
+		return err
+	})
+	s.reached(one.Host, fresh)
+}
+
+// everyFamily has a pod on each node reach every other and a Service, by every address
+// that they have, and asks for the Service by DNS and at every node's port. Families
+// says how many there are.
+func (s *scene) everyFamily(server *hosts.Host, families int, nodes ...*hosts.Host) {
+	s.Helper()
+	s.apply(server, twoPlaces+"---"+allFamilies)
+	s.rolledOut(server, "web")
+	service := strings.Fields(s.kubectl(server, "get", "service", "all", "-o", `jsonpath={.spec.clusterIPs[*]} {.spec.ports[0].nodePort}`))
+	clusterIPs, nodePort := service[:len(service)-1], service[len(service)-1]
+	if len(clusterIPs) != families {
+		s.Fatalf("the Service has %v, want %d", clusterIPs, families)
+	}
+	targets := []string{"all.default.svc.cluster.local:80"}
+	for _, ip := range clusterIPs {
+		targets = append(targets, net.JoinHostPort(ip, "80"))
+	}
+	pods := map[string][]string{}
+	for line := range strings.Lines(s.kubectl(server, "get", "pods", "-l", "app=web", "-o", `jsonpath={range .items[*]}{.metadata.name} {.status.podIPs[*].ip}{"\n"}{end}`)) {
+		f := strings.Fields(line)
+		pods[f[0]] = f[1:]
+		if len(f)-1 != families {
+			s.Errorf("pod %s has %v, want %d", f[0], f[1:], families)
+		}
+		for _, ip := range f[1:] {
+			targets = append(targets, net.JoinHostPort(ip, "8080"))
+		}
+	}
+	if len(pods) != len(nodes) {
+		s.Fatalf("pods %v, want %d", pods, len(nodes))
+	}
+	for name := range pods {
+		for _, target := range targets {
+			s.within(20*time.Second, name+" to "+target, func() error {
+				out, err := server.Kubectl("exec", name, "--", "/agnhost", "connect", "--timeout=2s", target)
+				if err != nil {
+					return fmt.Errorf("%w: %s", err, out)
+				}
+				return nil
+			})
+		}
+		s.says(s.kubectl(server, "logs", name), "Started HTTP server")
+	}
+	dns := strings.Fields(s.kubectl(server, "-n", "kube-system", "get", "service", "kube-dns", "-o", "jsonpath={.spec.clusterIPs[*]}"))
+	if len(dns) != families {
+		s.Errorf("DNS is at %v, want %d", dns, families)
+	}
+	for _, node := range nodes {
+		for _, at := range dns {
+			for _, ip := range clusterIPs {
+				s.within(20*time.Second, "DNS at "+at+" from "+node.Name()+" tells "+ip, func() error { return s.resolves(node, at, ip) })
+			}
+		}
+		for _, other := range nodes {
+			for _, ip := range other.IPs() {
+				s.within(20*time.Second, node.Name()+" to the node port at "+ip, func() error {
+					_, err := s.get(node, net.JoinHostPort(ip, nodePort), "/hostname")
+					return err
+				})
+			}
+		}
+	}
+}
+
+// resolves asks a DNS server from a host for the Service's address of one family.
+func (s *scene) resolves(from *hosts.Host, dns, want string) error {
+	r := net.Resolver{PreferGo: true, Dial: func(_ context.Context, network, _ string) (net.Conn, error) {
+		return from.Dial(network, net.JoinHostPort(dns, "53"), 2*time.Second)
+	}}
+	network := "ip4"
+	if strings.Contains(want, ":") {
+		network = "ip6"
+	}
+	ctx, stop := context.WithTimeout(s.Context(), 3*time.Second)
+	defer stop()
+	got, err := r.LookupNetIP(ctx, network, "all.default.svc.cluster.local.")
+	if err == nil && (len(got) != 1 || got[0].Unmap() != netip.MustParseAddr(want)) {
+		err = fmt.Errorf("answer %v", got)
+	}
+	return err
+}
