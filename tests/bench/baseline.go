@@ -12,6 +12,7 @@ import (
 	"strconv"
 	"time"
 
+	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
 
 	"github.com/podo-dev/podo/manifests"
@@ -28,6 +29,7 @@ import (
 	"github.com/podo-dev/podo/pkg/pki"
 	"github.com/podo-dev/podo/pkg/plan"
 	"github.com/podo-dev/podo/pkg/process"
+	"github.com/podo-dev/podo/pkg/version"
 )
 
 // baseline is Kubernetes and etcd as upstream builds them, each a process with
@@ -44,6 +46,7 @@ type baseline struct {
 }
 
 func newBaseline(b baseline) (product, error) {
+	b.cfg.Components.Disable = append(b.cfg.Components.Disable, "traefik")
 	p, err := plan.New(b.cfg, b.facts, plan.Known{}, b.env)
 	if err != nil {
 		return product{}, err
@@ -67,7 +70,7 @@ func newBaseline(b baseline) (product, error) {
 // kubeconfigs and configuration are on disk.
 func (b baseline) prepare(ctx context.Context, p plan.Plan, admin string) error {
 	where := p.Server.Paths
-	claim, err := datadir.Judge(where, nil) // podo uninstall removes only what is marked as podo's
+	claim, err := datadir.Judge(where, version.Kubernetes(), nil) // podo uninstall removes only what is marked as podo's
 	if err != nil {
 		return err
 	}
@@ -235,7 +238,10 @@ func (b baseline) graph(p plan.Plan, admin, logs string) (lifecycle.Component, e
 	g.Add(child("kube-scheduler", nil, "--kubeconfig="+where.ServerKubeconfig("kube-scheduler")), api.Begun())
 
 	engine := g.Add(containerd.New(p.Node.Containerd, log))
-	g.Add(images.Import(where.Socket("containerd"), p.Node.Containerd.Snapshotter, where.ContainerdRoot(), []string{where.PayloadImages()}, log), engine)
+	g.Add(images.Import(images.Store{Socket: where.Socket("containerd"), Root: where.ContainerdRoot()}, p.Node.Containerd.Snapshotter,
+		images.Sources{Folder: where.PayloadImages(), Note: where.ImportedImages(), Node: p.Node.Name, Client: func() (kubernetes.Interface, error) {
+			return kubeconfig.Clientset(admin, nil)
+		}}, log), engine)
 	g.Add(child("kubelet", nil,
 		"--config="+kubeletConfig(p),
 		"--kubeconfig="+where.AgentKubeconfig("kubelet"),
@@ -248,9 +254,10 @@ func (b baseline) graph(p plan.Plan, admin, logs string) (lifecycle.Component, e
 		"--cluster-cidr="+p.Server.ControllerManager.PodCIDR[0].String(),
 		"--conntrack-max-per-core=0", "--conntrack-tcp-timeout-established=0", "--conntrack-tcp-timeout-close-wait=0"), api.Begun())
 
-	g.Add(deploy.New(p.Server.Addons, manifests.FS,
-		func() (*rest.Config, error) { return kubeconfig.Client(admin, nil) },
-		func() (map[string]string, error) { return b.imageValues() }, log), api)
+	g.Add(deploy.New(deploy.Options{
+		Addons: p.Server.Addons, Files: manifests.FS, Values: b.imageValues,
+		Client: func() (*rest.Config, error) { return kubeconfig.Client(admin, nil) }, Log: log,
+	}), api)
 	if err := errors.Join(errs...); err != nil {
 		return nil, err
 	}
@@ -267,7 +274,7 @@ func (b baseline) imageValues() (map[string]string, error) {
 	}
 	for _, c := range parts {
 		if c.Name == "images/coredns.tar" {
-			return map[string]string{"COREDNS_IMAGE": "podo.local/coredns:" + c.Version}, nil
+			return map[string]string{"COREDNS_IMAGE": "podo.local/coredns:" + c.Version, "TRAEFIK_IMAGE": "unused"}, nil
 		}
 	}
 	return nil, fmt.Errorf("%s: the payload holds no CoreDNS image", b.exe)

@@ -58,6 +58,7 @@ type options struct {
 	window   time.Duration
 	pods     int
 	args     list // for podo server
+	each     bool // of the batteries, instead of the baseline
 	env      list // for podo
 	keep     bool
 }
@@ -80,9 +81,10 @@ func parse(args []string, out io.Writer) (options, error) {
 	f.DurationVar(&o.settle, "settle", time.Minute, "how long to wait before memory, CPU and writes are measured")
 	f.DurationVar(&o.window, "window", 2*time.Minute, "how long to measure them")
 	f.IntVar(&o.pods, "pods", 100, "pods to scale up to in the last round; 0 leaves it out")
-	f.Var(&o.args, "podo-arg", "further `argument` for podo server; may be repeated")
+	f.Var(&o.args, "podo-arg", "further `argument` for podo server; may be repeated; --disable=traefik, which the baseline has not, where none is given")
 	f.Var(&o.env, "podo-env", "further `NAME=VALUE` in podo's environment; may be repeated")
 	f.BoolVar(&o.keep, "keep-logs", false, "keep what the products logged, and say where; it is kept after a failure anyway")
+	f.BoolVar(&o.each, "batteries", false, "measure podo with each battery alone and with none, instead of the baseline")
 	quick := f.Bool("quick", false, "for trying out: -n 1 -settle 10s -window 20s, where not given")
 	if err := f.Parse(args); err != nil {
 		return o, err
@@ -100,6 +102,8 @@ func parse(args []string, out io.Writer) (options, error) {
 		}
 	}
 	switch {
+	case o.each && (o.only != "" || len(o.args) > 0):
+		return o, errors.New("-batteries: measures what it chooses itself; leave out -only and -podo-arg")
 	case o.only != "" && o.only != "podo" && o.only != "baseline":
 		return o, fmt.Errorf("-only %s: want podo or baseline", o.only)
 	case o.rounds < 1:
@@ -108,6 +112,12 @@ func parse(args []string, out io.Writer) (options, error) {
 		return o, fmt.Errorf("-window %s: want at least a second", o.window)
 	case o.pods < 0 || o.pods > maxPods-10:
 		return o, fmt.Errorf("-pods %d: want 0 to %d", o.pods, maxPods-10)
+	}
+	if o.each {
+		o.pods = 0
+	}
+	if len(o.args) == 0 {
+		o.args = list{"--disable=traefik"}
 	}
 	return o, nil
 }
@@ -147,13 +157,16 @@ func run(ctx context.Context, o options) (err error) {
 	if err != nil {
 		return err
 	}
-	other, err := newBaseline(baseline{
-		cfg: b, facts: facts, exe: exe, programs: programs, payload: o.payload, home: room, env: environment(room),
-	})
-	if err != nil {
-		return err
+	products := batteries(exe, room, o)
+	if !o.each {
+		other, err := newBaseline(baseline{
+			cfg: b, facts: facts, exe: exe, programs: programs, payload: o.payload, home: room, env: environment(room),
+		})
+		if err != nil {
+			return err
+		}
+		products = []product{newPodo(exe, room, o), other}
 	}
-	products := []product{newPodo(exe, room, o), other}
 	if o.only != "" {
 		products = slices.DeleteFunc(products, func(p product) bool { return p.name != o.only })
 	}
@@ -166,6 +179,9 @@ func run(ctx context.Context, o options) (err error) {
 	// What was measured before something failed is worth reading too.
 	if o.json != "" {
 		err = errors.Join(err, all.writeJSON(o.json))
+	}
+	if o.each {
+		return errors.Join(err, all.costs(os.Stdout, products))
 	}
 	return errors.Join(err, all.table(os.Stdout))
 }

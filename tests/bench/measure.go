@@ -179,6 +179,7 @@ func (m *measure) idle(ctx context.Context, f map[string]float64) error {
 	began := time.Now()
 	const samples = 6
 	var sum memory
+	var pods int64
 	for range samples {
 		if err := m.rest(ctx, m.window/samples); err != nil {
 			return err
@@ -187,8 +188,13 @@ func (m *measure) idle(ctx context.Context, f map[string]float64) error {
 		if err != nil {
 			return err
 		}
+		inPods, err := held(inPod)
+		if err != nil {
+			return err
+		}
 		sum.pss += now.pss
 		sum.anonymous += now.anonymous
+		pods += inPods.pss
 	}
 	after, err := used(m.product.owns)
 	if err != nil {
@@ -197,6 +203,7 @@ func (m *measure) idle(ctx context.Context, f map[string]float64) error {
 	passed := time.Since(began).Seconds()
 	f[pss] = float64(sum.pss) / samples / (1 << 20)
 	f[anonymous] = float64(sum.anonymous) / samples / (1 << 20)
+	f[podsPSS] = float64(pods) / samples / (1 << 20)
 	f[idleCPU] = 100 * (after.cpu - before.cpu).Seconds() / passed
 	f[written] = float64(after.written-before.written) / passed / 1000
 	return nil

@@ -24,8 +24,8 @@ type usage struct {
 // memory is what they hold at some moment, in bytes.
 type memory struct{ pss, anonymous int64 }
 
-// used sums over the processes whose executable is owned.
-func used(owns func(exe string) bool) (usage, error) {
+// used sums over processes that are owned, by their folders in /proc.
+func used(owns func(dir string) bool) (usage, error) {
 	var total usage
 	err := each(owns, func(dir string) error {
 		stat, err := os.ReadFile(dir + "/stat")
@@ -47,7 +47,7 @@ func used(owns func(exe string) bool) (usage, error) {
 	return total, err
 }
 
-func held(owns func(exe string) bool) (memory, error) {
+func held(owns func(dir string) bool) (memory, error) {
 	var total memory
 	err := each(owns, func(dir string) error {
 		maps, err := os.ReadFile(dir + "/smaps_rollup")
@@ -62,14 +62,13 @@ func held(owns func(exe string) bool) (memory, error) {
 }
 
 // each calls do for every process that is owned. One that ends meanwhile is left out.
-func each(owns func(exe string) bool, do func(dir string) error) error {
+func each(owns func(dir string) bool, do func(dir string) error) error {
 	dirs, err := filepath.Glob("/proc/[0-9]*")
 	if err != nil {
 		return err
 	}
 	for _, dir := range dirs {
-		exe, err := os.Readlink(dir + "/exe")
-		if err != nil || !owns(exe) {
+		if !owns(dir) {
 			continue
 		}
 		if err := do(dir); err != nil && !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, unix.ESRCH) {
@@ -77,6 +76,12 @@ func each(owns func(exe string) bool, do func(dir string) error) error {
 		}
 	}
 	return nil
+}
+
+// inPod reports whether a process is in the control group of a pod.
+func inPod(dir string) bool {
+	groups, err := os.ReadFile(dir + "/cgroup")
+	return err == nil && bytes.Contains(groups, []byte("kubepods"))
 }
 
 // clock is the length of the kernel's tick in /proc, the same on every architecture

@@ -33,8 +33,13 @@ type product struct {
 	remove func(context.Context) error
 }
 
-// owns reports whether an executable is one of the product's.
-func (p product) owns(exe string) bool {
+// owns reports whether a process, by its folder in /proc, runs one of the product's
+// executables.
+func (p product) owns(dir string) bool {
+	exe, err := os.Readlink(dir + "/exe")
+	if err != nil {
+		return false
+	}
 	exe = strings.TrimSuffix(exe, " (deleted)")
 	for _, program := range p.programs {
 		if exe == program {
@@ -61,7 +66,7 @@ func (p product) size() (int64, error) {
 // up a little later.
 const grace = lifecycle.DefaultGrace - 2*time.Second
 
-// newPodo is podo as a user gets it, but for the limit on pods.
+// newPodo is podo as a user gets it, but for the limit on pods and what it is told.
 func newPodo(exe, home string, o options) product {
 	where := paths.New(paths.DefaultData)
 	env := append(environment(home), o.env...)
@@ -86,7 +91,7 @@ func newPodo(exe, home string, o options) product {
 // podo would.
 func uninstall(exe, home string, where paths.Paths) func(context.Context) error {
 	return func(ctx context.Context) error {
-		cmd := exec.CommandContext(ctx, exe, "uninstall", "--yes", "--data-dir", where.Data)
+		cmd := exec.CommandContext(ctx, exe, "uninstall", "--yes", "--purge", "--data-dir", where.Data)
 		cmd.Env = environment(home)
 		if out, err := cmd.CombinedOutput(); err != nil {
 			return fmt.Errorf("podo uninstall --data-dir %s: %w\n%s", where.Data, err, out)

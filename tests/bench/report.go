@@ -22,6 +22,7 @@ const (
 	cpuToPod   = "cpu_until_first_pod_seconds"
 	dnsReady   = "dns_available_seconds"
 	pss        = "idle_pss_mib"
+	podsPSS    = "idle_pods_pss_mib"
 	anonymous  = "idle_anonymous_mib"
 	idleCPU    = "idle_cpu_percent"
 	written    = "idle_written_kb_per_second"

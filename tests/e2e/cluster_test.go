@@ -35,7 +35,7 @@ func withCluster(t *testing.T, tests func(*testing.T)) {
 	startCluster(t)
 	t.Cleanup(func() {
 		if os.Getenv(keep) == "" {
-			podo("uninstall", "--yes")
+			podo("uninstall", "--yes", "--purge")
 		}
 	})
 	importImages(t)

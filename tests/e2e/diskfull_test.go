@@ -28,7 +28,7 @@ func diskFull(t *testing.T) {
 		}
 	}
 	t.Cleanup(func() {
-		podo("uninstall", "--yes", "--data-dir", filepath.Join(dir, "podo"))
+		podo("uninstall", "--yes", "--purge", "--data-dir", filepath.Join(dir, "podo"))
 		if err := unix.Unmount(dir, 0); err != nil {
 			t.Errorf("the disk is still in use: %v", err)
 		}

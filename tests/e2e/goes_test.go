@@ -108,7 +108,7 @@ func uninstallsWithoutTrace(t *testing.T) {
 		t.Errorf("--verify beside a running cluster: exit code %d, %v", r.code, err)
 	}
 	must(t, "status") // which it leaves alone
-	out := must(t, "uninstall", "--yes")
+	out := must(t, "uninstall", "--yes", "--purge")
 	if err := contains(out, "nothing is left of podo"); err != nil {
 		t.Error(err)
 	}
@@ -122,7 +122,7 @@ func uninstallsWithoutTrace(t *testing.T) {
 			t.Errorf("podo uninstall left %s", dir)
 		}
 	}
-	must(t, "uninstall", "--yes") // again, where nothing is
+	must(t, "uninstall", "--yes", "--purge") // again, where nothing is
 }
 
 // verifyTellsWhatStayed plants what an uninstall might leave, a piece at a time.
@@ -181,7 +181,7 @@ func verifyTellsWhatStayed(t *testing.T) {
 	}
 	// And an uninstall removes them.
 	undo := plants["link cni0"]()
-	must(t, "uninstall", "--yes")
+	must(t, "uninstall", "--yes", "--purge")
 	if _, err := net.InterfaceByName("cni0"); err == nil {
 		undo()
 		t.Error("podo uninstall left cni0")

@@ -142,7 +142,7 @@ func clean(room string, before machine, code int) (int, error) {
 		}
 	}
 	for _, dir := range usedDataDirs(room) {
-		if r := podoIn(room, "uninstall", "--yes", "--data-dir", dir); r.code != 0 {
+		if r := podoIn(room, "uninstall", "--yes", "--purge", "--data-dir", dir); r.code != 0 {
 			errs = append(errs, fmt.Errorf("podo uninstall --data-dir %s: %s", dir, r))
 		}
 	}

@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"errors"
+	"net"
 	"strings"
 	"testing"
 	"time"
@@ -42,11 +43,21 @@ func dnsNames(t *testing.T) {
 	s.answersIn("client", "http://web/hostname", "web-")
 	s.answersIn("client", "http://web."+s.ns+"/hostname", "web-")
 
-	// What is unknown is said to be so, at once.
-	began := time.Now()
-	r := s.try("exec", "client", "--", "nslookup", "nothing."+s.ns+".svc.cluster.local")
-	if r.code == 0 || time.Since(began) > 5*time.Second {
-		t.Errorf("an unknown name took %s: %s", time.Since(began), r)
+	// What is unknown is said to be so, at once. On a busy machine a first question may be
+	// lost, and asked again five seconds later.
+	for tries := 3; ; tries-- {
+		began := time.Now()
+		r := s.try("exec", "client", "--", "nslookup", "nothing."+s.ns+".svc.cluster.local")
+		if r.code == 0 {
+			t.Fatalf("an unknown name is known: %s", r)
+		}
+		took := time.Since(began)
+		if took < 5*time.Second {
+			break
+		}
+		if tries == 1 {
+			t.Fatalf("an unknown name took %s: %s", took, r)
+		}
 	}
 }
 
@@ -85,4 +96,28 @@ spec:
 		r := s.try("exec", "client", "--", "nslookup", "host.custom.e2e.example")
 		return contains(r.out+r.err, "203.0.113.9")
 	})
+}
+
+// dnsOutside asks for names outside the cluster while the server there answers, denies
+// and is silent. It stands alone: a change to CoreDNS' settings empties its cache.
+func dnsOutside(t *testing.T) {
+	within(t, 60*time.Second, "the name is known", func() error { return resolves(once, "203.0.113.7") })
+	time.Sleep(7 * time.Second) // an answer counts for five seconds at least
+	for range 3 {
+		began := time.Now()
+		if err := resolves(once, "203.0.113.7"); err != nil || time.Since(began) > 3*time.Second {
+			t.Errorf("what was told before, after %s: %v", time.Since(began), err)
+		}
+	}
+	var denied *net.DNSError
+	began := time.Now()
+	if err := resolves("nothing.e2e.example.", ""); !errors.As(err, &denied) || !denied.IsNotFound || time.Since(began) > 2*time.Second {
+		t.Errorf("a name that does not exist, after %s: %v", time.Since(began), err)
+	}
+	if err := resolves(never, ""); !errors.As(err, &denied) || denied.IsNotFound {
+		t.Errorf("a name that nobody tells: %v", err)
+	}
+	if err := resolves(outside, "203.0.113.7"); err != nil {
+		t.Errorf("while another is not told: %v", err)
+	}
 }

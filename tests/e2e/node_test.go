@@ -61,10 +61,9 @@ func describesItsNode(t *testing.T) {
 			t.Errorf("%s: %v %v, want mode 0600", file, info.Mode(), err)
 		}
 	}
-	// The one system pod.
-	within(t, 60*time.Second, "CoreDNS runs, alone", func() error {
+	within(t, 60*time.Second, "CoreDNS and Traefik run, and no other system pod", func() error {
 		r := podo("kubectl", "-n", "kube-system", "get", "pods", "--no-headers")
-		if strings.Count(r.out, "\n") != 1 || !strings.HasPrefix(r.out, "coredns-") || !strings.Contains(r.out, "1/1") {
+		if strings.Count(r.out, "\n") != 2 || strings.Count(r.out, "1/1") != 2 || contains(r.out, "coredns-", "traefik-") != nil {
 			return errors.New(r.String())
 		}
 		return nil

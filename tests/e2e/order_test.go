@@ -36,6 +36,7 @@ func TestPodo(t *testing.T) {
 					{"boots in few words", bootsInFewWords},
 					{"tells the service manager once", tellsServiceManagerOnce},
 					{"describes its node", describesItsNode},
+					{"has the images of its own pods", ownImages},
 					{"takes settings from every source", takesSettingsFromEverySource},
 					{"keeps strangers out", keepsStrangersOut},
 					{"proves who its kubelet is", provesKubelet},
@@ -47,13 +48,25 @@ func TestPodo(t *testing.T) {
 			})
 			t.Run("runs", func(t *testing.T) {
 				atOnce(t, []promise{
-					{"cron jobs", cronJobs}, // waits for the minute
+					{"cron jobs", cronJobs},                           // waits for the minute
+					{"as many pods as the load asks for", autoscaled}, // waits for minutes
+					{"Helm charts", helmCharts},
+					{"Helm charts that fail half-way", halfCharts},
 					{"deployments", deployments},
 					{"services", services},
 					{"host ports", hostPorts},
+					{"services at the node's address", balanced},
+					{"what quick starts have people type", quickStarts},
+					{"ingresses, by host and path, and over TLS", ingresses},
+					{"ingresses that were written for ingress-nginx", ingressNginx},
+					{"gateways and their routes", gateways},
+					{"what nodes and pods use", used},
 					{"names of the cluster", dnsNames},
 					{"names of your own", dnsCustom},
 					{"volumes", volumes},
+					{"volumes of claims", claims},
+					{"claims that cannot be granted, and says why", impossibleClaims},
+					{"volumes that outlive their claims", retained},
 					{"changed config maps", changedConfigMaps},
 					{"probes", probes},
 					{"init containers and sidecars", initAndSidecars},
@@ -70,16 +83,38 @@ func TestPodo(t *testing.T) {
 					{"debug containers", debugContainers},
 					{"service-account tokens", tokens},
 					{"quotas and limit ranges", quotas},
+					{"images that were moved about", movesImages},
+					{"images of a folder, in every form", imagesOfAFolder},
+					{"images of archives once they are whole", halfCopied},
+					{"images beside spoilt ones, which it explains", spoiltArchives},
+					{"images that lists name", listedImages},
 					{"static pods", staticPods},
 				})
 				inTurn(t, []promise{
+					{"names outside, while nobody tells them too", dnsOutside},
+					{"volumes in folders that people name", namedFolders},
+					{"ingresses with settings of people's own", ingressSettings},
+					{"images of the registries of a file, as it changes", registriesFile},
 					{"more than 110 pods", crowd},
+				})
+			})
+			t.Run("deploys", func(t *testing.T) {
+				inTurn(t, []promise{
+					{"the manifests of a folder as they change", followsManifests},
+					{"manifests beside broken ones, which it explains", tellsBrokenManifests},
+					{"kinds before their objects, and deletes them after", ordersManifests},
+					{"what it was killed in the middle of", finishesManifests},
+					{"its own manifests unless told to skip them", skipsItsOwn},
+					{"Helm charts that it was killed in the middle of", finishesCharts},
 				})
 			})
 			t.Run("survives", func(t *testing.T) {
 				inTurn(t, []promise{
 					{"being told to stop, without a pod noticing", survivesStop},
 					{"being killed, without a pod noticing", survivesKill},
+					{"a kill and a restart, without a request lost", survivesForClients},
+					{"being killed while it makes and removes volumes", survivesKillWithVolumes},
+					{"a restart, and imports nothing again", importsOnce},
 					{"the death of containerd", survivesContainerdDeath},
 					{"a damaged datastore, which it refuses", refusesDamagedDatastore},
 					{"a clock that is behind", refusesWrongClock},
@@ -106,6 +141,12 @@ func TestPodo(t *testing.T) {
 		inTurn(t, []promise{
 			{"is what its flags ask for", anotherShape},
 			{"may be a control plane alone", controlPlaneAlone},
+			{"has its own images from a registry of people's", ownImagesElsewhere},
+		})
+	})
+	t.Run("a disk without room for images", func(t *testing.T) {
+		inTurn(t, []promise{
+			{"costs none that was imported", shortOfRoom},
 		})
 	})
 	t.Run("a full disk", func(t *testing.T) {

@@ -95,7 +95,7 @@ func refuses(t *testing.T) {
 		{name: "too small a CIDR for pods", flags: []string{"--cluster-cidr=10.42.0.0/26"}, words: []string{"--cluster-cidr", "10.42.0.0/26", "too small", "give a /"}},
 		{name: "too small a CIDR for services", flags: []string{"--service-cidr=10.43.0.0/30"}, words: []string{"--service-cidr", "10.43.0.0/30", "too small", "give a /"}},
 		{name: "DNS outside the services", flags: []string{"--cluster-dns=10.99.0.10"}, words: []string{"--cluster-dns", "10.99.0.10", "10.43.0.0/16"}},
-		{name: "unknown part", flags: []string{"--disable=traefik"}, words: []string{"--disable", "traefik"}},
+		{name: "unknown part", flags: []string{"--disable=runtimes"}, words: []string{"--disable", "runtimes"}},
 		{name: "etcd's flags without etcd", flags: []string{"--etcd-arg=quota-backend-bytes=1"}, words: []string{"etcd-arg", "SQLite", "remove"}},
 		{name: "a file that is a folder", flags: []string{"--config", folder}, words: []string{folder, "folder"}},
 		{name: "a file that is not there", flags: []string{"--config", dir + "/none.yaml"}, words: []string{dir + "/none.yaml", "no such file"}},
@@ -167,7 +167,7 @@ func refusesForeign(t *testing.T) {
 	write(t, filepath.Join(home, "server", "site.html"), "theirs")
 	before := files(t, home)
 	refusal{name: "somebody's folder", flags: []string{"--data-dir", home}, code: 2, words: []string{home, "site.html", "not podo's", "--data-dir"}}.check(t)
-	if r := podo("uninstall", "--yes", "--data-dir", home); r.code != 2 || contains(r.err, home, "site.html", "--data-dir") != nil {
+	if r := podo("uninstall", "--yes", "--purge", "--data-dir", home); r.code != 2 || contains(r.err, home, "site.html", "--data-dir") != nil {
 		t.Errorf("uninstall of somebody's folder: %s", r)
 	}
 	if r := podo("uninstall", "--verify", "--data-dir", home); r.code != 0 {

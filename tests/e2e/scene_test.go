@@ -315,7 +315,7 @@ func (s *scene) answersIn(pod, target string, names ...string) {
 	})
 }
 
-// nodeAddress is the first address of the one node, nodeName its name.
+// nodeAddress is the first address of the one node.
 func (s *scene) nodeAddress() string {
 	s.Helper()
 	for _, a := range s.node().Status.Addresses {

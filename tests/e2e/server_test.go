@@ -27,10 +27,10 @@ type server struct {
 	end  error // of the process, once done is closed
 }
 
-// boot starts podo server with flags and returns at once.
+// boot starts podo server with flags, and without Traefik, and returns at once.
 func boot(t *testing.T, flags ...string) *server {
 	t.Helper()
-	return bootWith(t, nil, flags...)
+	return bootWith(t, []string{"PODO_DISABLE=traefik"}, flags...)
 }
 
 // bootWith adds variables to the server's environment.
@@ -186,8 +186,8 @@ func as(uid uint32, args ...string) result {
 func within(t *testing.T, patience time.Duration, what string, check func() error) {
 	t.Helper()
 	var err error
-	for deadline := time.Now().Add(patience); time.Now().Before(deadline); time.Sleep(100 * time.Millisecond) {
-		if err = check(); err == nil {
+	for began := time.Now(); time.Since(began) < patience; time.Sleep(min(100*time.Millisecond+time.Since(began)/10, time.Second)) {
+		if err = check(); err == nil { // to ask often takes from others what they need
 			return
 		}
 	}
@@ -223,14 +223,14 @@ func importImages(t *testing.T) {
 	t.Helper()
 	for _, name := range []string{"agnhost", "busybox"} {
 		archive := filepath.Join(repository(), "dist", "images", name+".tar")
-		must(t, "ctr", "images", "import", archive)
+		must(t, "images", "import", archive)
 	}
 }
 
 // uninstall removes podo and fails if it says that anything stayed.
 func uninstall(t *testing.T) {
 	t.Helper()
-	must(t, "uninstall", "--yes")
+	must(t, "uninstall", "--yes", "--purge")
 }
 
 // unchanged remembers files and returns a check that they are still the same.

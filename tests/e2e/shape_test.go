@@ -24,13 +24,13 @@ func anotherShape(t *testing.T) {
 	if dual {
 		pods, services = pods+",fd52::/56", services+",fd53::/112"
 	}
-	srv := boot(t,
+	srv := bootWith(t, nil,
 		"--cluster-cidr", pods, "--service-cidr", services, "--cluster-domain", "grapes.test", "--service-node-port-range", "20000-20100",
 		"--https-listen-port", "7443", "--flannel-backend", "host-gw", "--node-name", "vine", "--node-label", "e2e/kind=test", "--node-taint", "CriticalAddonsOnly=true:NoSchedule",
 		"--write-kubeconfig", kubeconfig, "--write-kubeconfig-mode", "0644", "--write-kubeconfig-name", "mine", "--log", log,
 		"--feature-gates", "ContextualLogging=false", "--kube-apiserver-arg", "default-not-ready-toleration-seconds=77",
 		"--kube-controller-manager-arg", "terminated-pod-gc-threshold=11", "--kube-scheduler-arg", "kube-api-burst=200", "--kube-proxy-arg", "conntrack-min=1000").ready(t)
-	t.Cleanup(func() { podo("uninstall", "--yes") })
+	t.Cleanup(func() { podo("uninstall", "--yes", "--purge") })
 	importImages(t)
 
 	if text := srv.written(); strings.TrimSpace(text) != "" {
@@ -87,6 +87,11 @@ metadata: {name: web}
 spec: {type: NodePort, ipFamilyPolicy: PreferDualStack, selector: {app: web}, ports: [{port: 80, targetPort: 8080}]}
 ---
 apiVersion: v1
+kind: Service
+metadata: {name: outside}
+spec: {type: LoadBalancer, ipFamilyPolicy: PreferDualStack, selector: {app: web}, ports: [{port: 18094, targetPort: 8080}]}
+---
+apiVersion: v1
 kind: Pod
 metadata: {name: unwanted}
 spec:
@@ -139,17 +144,62 @@ spec:
 		t.Error("there is a vxlan link with host-gw")
 	}
 
+	// At the node's address, of each family.
+	var at []corev1.LoadBalancerIngress
+	within(t, 20*time.Second, "the service is published", func() error {
+		svc, err := api.CoreV1().Services("default").Get(t.Context(), "outside", metav1.GetOptions{})
+		if err == nil && len(svc.Status.LoadBalancer.Ingress) != len(svc.Spec.ClusterIPs) {
+			err = fmt.Errorf("at %v, with %v", svc.Status.LoadBalancer.Ingress, svc.Spec.ClusterIPs)
+		}
+		at = svc.Status.LoadBalancer.Ingress
+		return err
+	})
+	for _, i := range at {
+		url := "http://" + net.JoinHostPort(i.IP, "18094") + "/hostname"
+		within(t, 20*time.Second, url+" answers", func() error {
+			_, err := get(url)
+			return err
+		})
+	}
+
 	// Switched off later, a part takes its objects along.
 	srv.stop(t)
 	srv = boot(t, "--cluster-cidr", pods, "--service-cidr", services, "--cluster-domain", "grapes.test", "--https-listen-port", "7443",
-		"--flannel-backend", "host-gw", "--node-name", "vine", "--write-kubeconfig", kubeconfig, "--disable", "coredns").ready(t)
-	within(t, 60*time.Second, "CoreDNS goes", func() error {
+		"--flannel-backend", "host-gw", "--node-name", "vine", "--write-kubeconfig", kubeconfig, "--disable", "coredns,local-storage,metrics-server,servicelb,traefik",
+		"--disable-helm-controller").ready(t)
+	within(t, 60*time.Second, "the service is no longer published, and can go", func() error {
+		svc, err := api.CoreV1().Services("default").Get(t.Context(), "outside", metav1.GetOptions{})
+		if err == nil && (len(svc.Status.LoadBalancer.Ingress) > 0 || len(svc.Status.Conditions) > 0 || len(svc.Finalizers) > 0) {
+			err = fmt.Errorf("%v, %+v", svc.Finalizers, svc.Status)
+		}
+		return err
+	})
+	within(t, 60*time.Second, "the metrics API goes", func() error {
+		r := podo("kubectl", "--kubeconfig", kubeconfig, "top", "nodes")
+		return contains(r.err, "Metrics API not available")
+	})
+	within(t, 60*time.Second, "CoreDNS, Traefik and all classes go", func() error {
 		r := podo("kubectl", "--kubeconfig", kubeconfig, "-n", "kube-system", "get", "deployments,pods,services", "-o", "name")
+		if r.code != 0 || strings.TrimSpace(r.out) != "" {
+			return errors.New(r.String())
+		}
+		r = podo("kubectl", "--kubeconfig", kubeconfig, "get", "storageclasses,ingressclasses,gatewayclasses,poddisruptionbudgets", "-A", "-o", "name")
 		if r.code != 0 || strings.TrimSpace(r.out) != "" {
 			return errors.New(r.String())
 		}
 		return nil
 	})
+	within(t, 60*time.Second, "podo's HelmCharts go, and the kind stays", func() error {
+		r := podo("kubectl", "--kubeconfig", kubeconfig, "get", "addons,crds", "-o", "name")
+		if strings.Contains(r.out, "podo-helm") {
+			return errors.New(r.String())
+		}
+		return contains(r.out, "helmcharts.helm.cattle.io", "helmchartconfigs.helm.cattle.io")
+	})
+	// With a kind would go what people made of it.
+	if r := podo("kubectl", "--kubeconfig", kubeconfig, "get", "gateways"); r.code != 0 {
+		t.Errorf("the kinds of Gateways are gone: %s", r)
+	}
 	srv.stop(t)
 }
 
@@ -166,12 +216,16 @@ func hasIPv6() bool {
 
 // controlPlaneAlone starts a server that runs no pods.
 func controlPlaneAlone(t *testing.T) {
-	srv := boot(t, "--disable-agent").ready(t)
+	srv := boot(t, "--disable-agent", "--disable", "traefik").ready(t)
 	if out := must(t, "kubectl", "get", "nodes"); strings.TrimSpace(out) != "" {
 		t.Errorf("it has nodes:\n%s", out)
 	}
 	if r := podo("status"); r.code != 0 || contains(r.out, "kubelet") == nil || contains(r.out, "containerd") == nil {
 		t.Errorf("status: %s", r)
+	}
+	const kinds = "addons.podo.dev helmchartconfigs.helm.cattle.io helmcharts.helm.cattle.io"
+	if out := must(t, "kubectl", "get", "customresourcedefinitions", "-o", "jsonpath={.items[*].metadata.name}"); out != kinds {
+		t.Errorf("without Traefik there are the kinds %s, want %s", out, kinds)
 	}
 	for _, p := range processes() {
 		if p.parent == srv.pid() {

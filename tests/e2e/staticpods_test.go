@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"errors"
 	"os"
 	"path/filepath"
 	"testing"
@@ -31,14 +32,17 @@ spec:
 		t.Error("it is no mirror pod")
 	}
 	// Deleting the mirror does not stop what the file asks for.
-	id := s.pod(name).Status.ContainerStatuses[0].ContainerID
+	old := s.pod(name)
 	s.kubectl("delete", "pod", name, "--wait=false")
 	s.within(30*time.Second, "the mirror comes back", func() error {
-		_, err := s.CoreV1().Pods(s.ns).Get(s.ctx, name, metav1.GetOptions{})
+		pod, err := s.CoreV1().Pods(s.ns).Get(s.ctx, name, metav1.GetOptions{})
+		if err == nil && pod.UID == old.UID {
+			err = errors.New("it is the old one")
+		}
 		return err
 	})
 	s.podReady(name)
-	if now := s.pod(name).Status.ContainerStatuses[0].ContainerID; now != id {
+	if now := s.pod(name).Status.ContainerStatuses[0].ContainerID; now != old.Status.ContainerStatuses[0].ContainerID {
 		t.Errorf("the container was replaced")
 	}
 	s.ok(os.Remove(file))

@@ -35,9 +35,7 @@ func witnesses(t *testing.T) *witness {
 	w.apply(servers)
 	w.rolledOut("deployment/web")
 	w.podReady("client")
-	for _, p := range w.pods("app=web") {
-		w.names = append(w.names, p.Name)
-	}
+	w.know()
 	svc, err := w.CoreV1().Services(w.ns).Get(w.ctx, "web", metav1.GetOptions{})
 	w.ok(err)
 	w.vip = svc.Spec.ClusterIP
@@ -50,6 +48,15 @@ func witnesses(t *testing.T) *witness {
 	w.within(20*time.Second, "the witnesses are in place", w.works)
 	w.before = w.containers()
 	return w
+}
+
+// know takes the names of the pods that there are now.
+func (w *witness) know() {
+	w.Helper()
+	w.names = nil
+	for _, p := range w.pods("app=web") {
+		w.names = append(w.names, p.Name)
+	}
 }
 
 // containers tells every container of the cluster by pod, with how often it was
@@ -181,6 +188,7 @@ func survivesKill(t *testing.T) {
 	theCluster.crash(t)
 	startCluster(t)
 	w.rolledOut("deployment/web")
+	w.know()
 	w.noticedNothing()
 }
 

@@ -18,8 +18,8 @@ func tellsVersion(t *testing.T) {
 		t.Error(err)
 	}
 	var v struct {
-		Podo, Kubernetes, Go, Platform string
-		Payload                        []struct {
+		Podo, Commit, Kubernetes, Go, Platform string
+		Payload                                []struct {
 			Name, Version, License, SHA256 string
 			Size                           int64
 		}
@@ -27,6 +27,18 @@ func tellsVersion(t *testing.T) {
 	}
 	if err := json.Unmarshal([]byte(must(t, "version", "--components", "-o", "json")), &v); err != nil {
 		t.Fatal(err)
+	}
+	stamps, err := exec.Command(filepath.Join(repository(), "scripts", "stamps"), "podo").Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, want, ok := strings.Cut(string(stamps), "pkg/version.podo="); ok {
+		if want, _, _ = strings.Cut(want, "\n"); v.Podo != want {
+			t.Errorf("it says that it is %s, and was built as %s", v.Podo, want)
+		}
+	}
+	if _, want, _ := strings.Cut(string(stamps), "pkg/version.commit="); v.Commit == "" || !strings.HasPrefix(want, v.Commit) {
+		t.Errorf("it says that it is of commit %q, and was built from %.40s", v.Commit, want)
 	}
 	if v.Podo == "" || v.Podo == "dev" || v.Kubernetes != "v1.36.4+podo1" || !strings.HasPrefix(v.Go, "go1.") {
 		t.Errorf("the stamps are %+v", v)
@@ -41,7 +53,7 @@ func tellsVersion(t *testing.T) {
 	for _, p := range v.Linked {
 		has[p.Name] = p.Version != ""
 	}
-	for _, name := range []string{"containerd", "containerd-shim-runc-v2", "runc", "bridge", "host-local", "portmap", "loopback", "nft", "crictl", "kubectl", "ctr", "images/pause.tar", "images/coredns.tar", "kubernetes", "kine", "etcd", "flannel"} {
+	for _, name := range []string{"containerd", "containerd-shim-runc-v2", "runc", "bridge", "host-local", "portmap", "loopback", "nft", "crictl", "kubectl", "ctr", "images/pause.tar", "images/coredns.tar", "images/traefik.tar", "manifests/traefik.yaml", "manifests/gateway-api.yaml", "kubernetes", "kine", "etcd", "flannel"} {
 		if !has[name] {
 			t.Errorf("%s is not inside", name)
 		}

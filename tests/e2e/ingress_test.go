@@ -1,0 +1,362 @@
+package e2e
+
+import (
+	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/sha1"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/base64"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"io"
+	"math/big"
+	"net"
+	"net/http"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+)
+
+// vines are two pods that say their names, red and white, each behind a Service.
+const vines = `
+apiVersion: v1
+kind: Pod
+metadata: {name: red, labels: {vine: red}}
+spec:
+  terminationGracePeriodSeconds: 1
+  containers: [{name: main, image: $AGNHOST, args: [netexec, --http-port=8080]}]
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: white, labels: {vine: white}}
+spec:
+  terminationGracePeriodSeconds: 1
+  containers: [{name: main, image: $AGNHOST, args: [netexec, --http-port=8080]}]
+---
+apiVersion: v1
+kind: Service
+metadata: {name: red}
+spec: {selector: {vine: red}, ports: [{name: http, port: 80, targetPort: 8080}]}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: white}
+spec: {selector: {vine: white}, ports: [{name: http, port: 80, targetPort: 8080}]}
+`
+
+// visit asks the node for a URL of any host, at port 80 or 443 as its scheme says.
+func (s *scene) visit(url string, roots *x509.CertPool, header ...string) (*http.Response, string, error) {
+	s.Helper()
+	node := s.nodeAddress()
+	c := http.Client{
+		Timeout:       5 * time.Second,
+		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
+		Transport: &http.Transport{
+			DisableKeepAlives: true,
+			TLSClientConfig:   &tls.Config{RootCAs: roots},
+			DialContext: func(ctx context.Context, network, address string) (net.Conn, error) {
+				_, port, err := net.SplitHostPort(address)
+				if err != nil {
+					return nil, err
+				}
+				return new(net.Dialer).DialContext(ctx, network, net.JoinHostPort(node, port))
+			},
+		},
+	}
+	req, err := http.NewRequest(http.MethodGet, url, nil)
+	s.ok(err)
+	for _, h := range header {
+		name, value, _ := strings.Cut(h, ": ")
+		req.Header.Add(name, value)
+	}
+	res, err := c.Do(req)
+	if err != nil {
+		return nil, "", err
+	}
+	defer res.Body.Close()
+	body, err := io.ReadAll(res.Body)
+	return res, string(body), err
+}
+
+// leads waits until a URL has an answer with the status, which contains the words.
+func (s *scene) leads(url string, roots *x509.CertPool, status int, words ...string) {
+	s.Helper()
+	s.within(60*time.Second, fmt.Sprintf("%s leads to %d %v", url, status, words), func() error {
+		res, body, err := s.visit(url, roots)
+		if err == nil && res.StatusCode != status {
+			err = fmt.Errorf("the status is %s: %s", res.Status, body)
+		}
+		if err == nil {
+			err = contains(body, words...)
+		}
+		return err
+	})
+}
+
+// certified makes a Secret called cert with a certificate for a host, and returns the
+// pool that trusts it.
+func (s *scene) certified(host string) *x509.CertPool {
+	s.Helper()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	s.ok(err)
+	der, err := x509.CreateCertificate(rand.Reader, &x509.Certificate{
+		SerialNumber: big.NewInt(1), DNSNames: []string{host}, IsCA: true, BasicConstraintsValid: true,
+		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour),
+	}, &x509.Certificate{SerialNumber: big.NewInt(1)}, key.Public(), key)
+	s.ok(err)
+	private, err := x509.MarshalPKCS8PrivateKey(key)
+	s.ok(err)
+	cert := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})
+	files := filepath.Join(room(), s.ns)
+	write(s.T, files+".crt", string(cert))
+	write(s.T, files+".key", string(pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: private})))
+	s.kubectl("create", "secret", "tls", "cert", "--cert="+files+".crt", "--key="+files+".key")
+	roots := x509.NewCertPool()
+	roots.AppendCertsFromPEM(cert)
+	return roots
+}
+
+// ingressAt waits until an Ingress has the node's address.
+func (s *scene) ingressAt(name string) {
+	s.Helper()
+	s.within(60*time.Second, "Ingress "+name+" tells its address", func() error {
+		i, err := s.NetworkingV1().Ingresses(s.ns).Get(s.ctx, name, metav1.GetOptions{})
+		if err == nil && (len(i.Status.LoadBalancer.Ingress) == 0 || i.Status.LoadBalancer.Ingress[0].IP != s.nodeAddress()) {
+			err = fmt.Errorf("it is %+v", i.Status.LoadBalancer.Ingress)
+		}
+		return err
+	})
+}
+
+func ingresses(t *testing.T) {
+	s := scenario(t)
+	roots := s.certified("white.e2e.example")
+	s.apply(vines + `---
+apiVersion: networking.k8s.io/v1
+kind: Ingress
+metadata: {name: hosts}
+spec:
+  tls: [{hosts: [white.e2e.example], secretName: cert}]
+  rules:
+  - host: red.e2e.example
+    http:
+      paths:
+      - {path: /, pathType: Prefix, backend: {service: {name: red, port: {name: http}}}}
+  - host: white.e2e.example
+    http:
+      paths:
+      - {path: /, pathType: Prefix, backend: {service: {name: white, port: {number: 80}}}}
+---
+apiVersion: networking.k8s.io/v1
+kind: Ingress
+metadata: {name: paths}
+spec:
+  ingressClassName: traefik
+  rules:
+  - host: paths.e2e.example
+    http:
+      paths:
+      - {path: /hostname, pathType: Exact, backend: {service: {name: red, port: {number: 80}}}}
+      - {path: /header, pathType: Prefix, backend: {service: {name: white, port: {number: 80}}}}
+---
+apiVersion: networking.k8s.io/v1
+kind: Ingress
+metadata: {name: theirs}
+spec:
+  ingressClassName: somebody-elses
+  rules:
+  - host: theirs.e2e.example
+    http:
+      paths:
+      - {path: /, pathType: Prefix, backend: {service: {name: red, port: {number: 80}}}}
+`)
+	s.podReady("red", "white")
+
+	// Two hosts, of which one shows its own certificate.
+	s.leads("http://red.e2e.example/hostname", nil, http.StatusOK, "red")
+	s.leads("http://white.e2e.example/hostname", nil, http.StatusOK, "white")
+	s.leads("https://white.e2e.example/hostname", roots, http.StatusOK, "white")
+	if _, _, err := s.visit("https://red.e2e.example/hostname", roots); err == nil || !strings.Contains(err.Error(), "certificate") {
+		t.Errorf("red.e2e.example shows a certificate that white.e2e.example's roots trust: %v", err)
+	}
+	s.ingressAt("hosts")
+	if class := s.kubectl("get", "ingress", "hosts", "-o", "jsonpath={.spec.ingressClassName}"); class != "traefik" {
+		t.Errorf("an Ingress that names no class gets %q", class)
+	}
+
+	// Paths, one exact and one by whole elements.
+	s.leads("http://paths.e2e.example/hostname", nil, http.StatusOK, "red")
+	s.leads("http://paths.e2e.example/header?key=X-Forwarded-Host", nil, http.StatusOK, "paths.e2e.example")
+	for _, path := range []string{"/", "/hostname/", "/hostnames", "/headers"} {
+		s.leads("http://paths.e2e.example"+path, nil, http.StatusNotFound)
+	}
+
+	// Another class is somebody else's.
+	s.leads("http://theirs.e2e.example/hostname", nil, http.StatusNotFound)
+	if status := s.kubectl("get", "ingress", "theirs", "-o", "jsonpath={.status.loadBalancer.ingress}"); status != "" {
+		t.Errorf("an Ingress of another class has the address %s", status)
+	}
+
+	// A Service without pods is not a host without a Service.
+	s.kubectl("delete", "pod", "red", "--timeout=20s")
+	s.leads("http://red.e2e.example/hostname", nil, http.StatusServiceUnavailable)
+
+	// What no rule has goes to the default backend.
+	s.apply(`
+apiVersion: networking.k8s.io/v1
+kind: Ingress
+metadata: {name: rest}
+spec:
+  ingressClassName: traefik
+  defaultBackend: {service: {name: white, port: {number: 80}}}
+`)
+	s.leads("http://unheard-of.e2e.example/hostname", nil, http.StatusOK, "white")
+	s.leads("http://white.e2e.example/hostname", nil, http.StatusOK, "white")
+}
+
+// ingressNginx serves what was written for ingress-nginx, with its annotations.
+func ingressNginx(t *testing.T) {
+	s := scenario(t)
+	sum := sha1.Sum([]byte("grapes"))
+	s.kubectl("create", "secret", "generic", "vintners", "--from-literal=auth=vintner:{SHA}"+base64.StdEncoding.EncodeToString(sum[:]))
+	s.apply(vines + `---
+apiVersion: networking.k8s.io/v1
+kind: Ingress
+metadata:
+  name: guarded
+  annotations:
+    nginx.ingress.kubernetes.io/auth-type: basic
+    nginx.ingress.kubernetes.io/auth-secret: vintners
+    nginx.ingress.kubernetes.io/auth-realm: cellar
+spec:
+  ingressClassName: nginx
+  rules:
+  - host: guarded.e2e.example
+    http:
+      paths:
+      - {path: /, pathType: Prefix, backend: {service: {name: red, port: {number: 80}}}}
+---
+apiVersion: networking.k8s.io/v1
+kind: Ingress
+metadata:
+  name: shared
+  annotations:
+    nginx.ingress.kubernetes.io/enable-cors: "true"
+    nginx.ingress.kubernetes.io/cors-allow-origin: https://vineyard.e2e.example
+spec:
+  ingressClassName: nginx
+  rules:
+  - host: shared.e2e.example
+    http:
+      paths:
+      - {path: /, pathType: Prefix, backend: {service: {name: white, port: {number: 80}}}}
+`)
+	s.podReady("red", "white")
+	s.leads("http://guarded.e2e.example/hostname", nil, http.StatusUnauthorized)
+	password := "Authorization: Basic " + base64.StdEncoding.EncodeToString([]byte("vintner:grapes"))
+	s.within(20*time.Second, "who knows the password is let in", func() error {
+		res, body, err := s.visit("http://guarded.e2e.example/hostname", nil, password)
+		if err == nil && (res.StatusCode != http.StatusOK || body != "red") {
+			err = fmt.Errorf("%s: %s", res.Status, body)
+		}
+		return err
+	})
+	s.within(20*time.Second, "one origin is allowed", func() error {
+		res, body, err := s.visit("http://shared.e2e.example/hostname", nil, "Origin: https://vineyard.e2e.example")
+		if err == nil && (body != "white" || res.Header.Get("Access-Control-Allow-Origin") != "https://vineyard.e2e.example") {
+			err = fmt.Errorf("%s %v: %s", res.Status, res.Header, body)
+		}
+		return err
+	})
+	s.ingressAt("guarded")
+}
+
+func gateways(t *testing.T) {
+	s := scenario(t)
+	roots := s.certified("gate.e2e.example")
+	s.apply(vines + `---
+apiVersion: gateway.networking.k8s.io/v1
+kind: Gateway
+metadata: {name: gate}
+spec:
+  gatewayClassName: traefik
+  listeners:
+  - {name: http, port: 80, protocol: HTTP, hostname: gate.e2e.example}
+  - {name: https, port: 443, protocol: HTTPS, hostname: gate.e2e.example, tls: {certificateRefs: [{name: cert}]}}
+---
+apiVersion: gateway.networking.k8s.io/v1
+kind: HTTPRoute
+metadata: {name: vines}
+spec:
+  parentRefs: [{name: gate}]
+  hostnames: [gate.e2e.example]
+  rules:
+  - matches: [{path: {type: PathPrefix, value: /white}}]
+    filters: [{type: URLRewrite, urlRewrite: {path: {type: ReplacePrefixMatch, replacePrefixMatch: /}}}]
+    backendRefs: [{name: white, port: 80}]
+  - matches: [{headers: [{name: Vine, value: white}]}]
+    backendRefs: [{name: white, port: 80}]
+  - backendRefs: [{name: red, port: 80}]
+`)
+	s.podReady("red", "white")
+	s.leads("http://gate.e2e.example/hostname", nil, http.StatusOK, "red")
+	s.leads("http://gate.e2e.example/white/hostname", nil, http.StatusOK, "white")
+	s.leads("https://gate.e2e.example/hostname", roots, http.StatusOK, "red")
+	s.within(20*time.Second, "a header chooses", func() error {
+		_, body, err := s.visit("http://gate.e2e.example/hostname", nil, "Vine: white")
+		return errors.Join(err, contains(body, "white"))
+	})
+	s.within(30*time.Second, "the Gateway and its route tell how they are", func() error {
+		gate := s.try("get", "gateway", "gate", "-o", `jsonpath={.status.addresses[*].value} {.status.conditions[?(@.type=="Programmed")].status}`)
+		route := s.try("get", "httproute", "vines", "-o", `jsonpath={.status.parents[0].conditions[?(@.type=="Accepted")].status}`)
+		return errors.Join(contains(gate.out, s.nodeAddress(), "True"), contains(route.out, "True"))
+	})
+}
+
+// ingressSettings adds to Traefik's settings, and takes that back.
+func ingressSettings(t *testing.T) {
+	s := scenario(t)
+	s.apply(vines + `---
+apiVersion: networking.k8s.io/v1
+kind: Ingress
+metadata: {name: red}
+spec:
+  rules:
+  - host: moved.e2e.example
+    http:
+      paths:
+      - {path: /, pathType: Prefix, backend: {service: {name: red, port: {number: 80}}}}
+`)
+	s.podReady("red")
+	anew := func() {
+		must(t, "kubectl", "-n", "kube-system", "rollout", "restart", "deployment/traefik")
+		must(t, "kubectl", "-n", "kube-system", "rollout", "status", "deployment/traefik", "--timeout=60s")
+	}
+	t.Cleanup(func() {
+		podo("kubectl", "-n", "kube-system", "delete", "configmap", "traefik-custom")
+		anew()
+	})
+	s.leads("http://moved.e2e.example/hostname", nil, http.StatusOK, "red")
+	s.applyIn("kube-system", `
+apiVersion: v1
+kind: ConfigMap
+metadata: {name: traefik-custom}
+data:
+  TRAEFIK_ENTRYPOINTS_WEB_HTTP_REDIRECTIONS_ENTRYPOINT_TO: websecure
+`)
+	anew()
+	s.within(30*time.Second, "HTTP goes to HTTPS", func() error {
+		res, body, err := s.visit("http://moved.e2e.example/hostname", nil)
+		if err == nil && res.Header.Get("Location") != "https://moved.e2e.example/hostname" {
+			err = fmt.Errorf("%s %v: %s", res.Status, res.Header, body)
+		}
+		return err
+	})
+}
