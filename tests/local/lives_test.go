@@ -1,0 +1,379 @@
+package local
+
+import (
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+)
+
+const head = "kind: Cluster\napiVersion: kind.x-k8s.io/v1alpha4\n"
+
+// TestSeveralControlPlanes: three control planes and two workers. When the first of them
+// is killed, the host's port for the API answers all the same.
+func TestSeveralControlPlanes(t *testing.T) {
+	s := begin(t)
+	c := s.create("ha", head+"nodes: [{role: control-plane}, {role: control-plane}, {role: control-plane}, {role: worker}, {role: worker}]\n")
+	nodes := c.nodes()
+	if len(nodes) != 5 {
+		t.Fatalf("%d nodes, want 5", len(nodes))
+	}
+	for name, n := range nodes {
+		if reserved(n) == strings.Contains(name, "worker") {
+			t.Errorf("%s: taints %v", name, n.Spec.Taints)
+		}
+	}
+	if out := c.exec("ha-control-plane2", "podo", "etcd", "member-list"); strings.Count(out, "follower")+strings.Count(out, "leader") != 3 {
+		t.Errorf("members:\n%s", out)
+	}
+	c.kill("ha-control-plane")
+	c.within(20*time.Second, "the API without its first server", func() error {
+		_, err := c.client.CoreV1().ConfigMaps("default").Create(t.Context(), &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{GenerateName: "kept-"}}, metav1.CreateOptions{})
+		return err
+	})
+	s.run("cluster", "start", "--name", "ha")
+	c.within(60*time.Second, "all nodes Ready again", c.allReady)
+}
+
+// kill ends a node's machine at once.
+func (c *cluster) kill(node string) {
+	c.Helper()
+	text, err := os.ReadFile(filepath.Join("/var/lib/podo-clusters", c.name, "nodes", node, "pid"))
+	if err != nil {
+		c.Fatal(err)
+	}
+	pid, err := strconv.Atoi(strings.TrimSpace(string(text)))
+	if err != nil {
+		c.Fatal(err)
+	}
+	if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
+		c.Fatal(err)
+	}
+}
+
+func (c *cluster) allReady() error {
+	list, err := c.client.CoreV1().Nodes().List(c.Context(), metav1.ListOptions{})
+	if err != nil {
+		return err
+	}
+	for _, n := range list.Items {
+		if !ready(n) {
+			return fmt.Errorf("%s is not Ready", n.Name)
+		}
+	}
+	return nil
+}
+
+// web is a deployment of a page, with pods that leave a dead node soon.
+const web = `apiVersion: apps/v1
+kind: Deployment
+metadata: {name: web}
+spec:
+  replicas: 2
+  selector: {matchLabels: {app: web}}
+  template:
+    metadata: {labels: {app: web}}
+    spec:
+      terminationGracePeriodSeconds: 1
+      tolerations:
+      - {key: node.kubernetes.io/unreachable, operator: Exists, effect: NoExecute, tolerationSeconds: 1}
+      - {key: node.kubernetes.io/not-ready, operator: Exists, effect: NoExecute, tolerationSeconds: 1}
+      containers: [{name: web, image: $AGNHOST, args: [netexec, --http-port=8080], readinessProbe: {httpGet: {path: /healthz, port: 8080}, periodSeconds: 1}}]
+`
+
+// TestNodesComeAndGo: a node is added and gets pods; it is removed, and its pods move.
+// Another is killed outright, and its pods move too.
+func TestNodesComeAndGo(t *testing.T) {
+	s := begin(t)
+	c := s.create("grow", head+"nodes: [{role: control-plane}, {role: worker}]\n")
+	if name := s.run("cluster", "node", "add", "--name", "grow"); name != "grow-worker2" {
+		t.Errorf("the added node is called %q", name)
+	}
+	if out := c.exec("grow-worker", "getent", "hosts", "grow-worker2"); out == "" {
+		t.Error("the node that was there does not know the added one by name")
+	}
+	c.load()
+	c.apply(web + `      topologySpreadConstraints: [{maxSkew: 1, topologyKey: kubernetes.io/hostname, whenUnsatisfiable: ScheduleAnyway, labelSelector: {matchLabels: {app: web}}}]
+`)
+	c.available("web")
+	s.run("cluster", "node", "remove", "--name", "grow", "grow-worker2")
+	if _, there := c.nodes()["grow-worker2"]; there || len(c.members()) != 2 {
+		t.Errorf("the removed node is there: %v", c.members())
+	}
+	c.available("web")
+	s.refused(2, "", []string{"cluster", "node", "remove", "--name", "grow", "grow-control-plane"}, "began the cluster")
+	s.refused(1, "", []string{"cluster", "node", "remove", "--name", "grow", "nobody"}, `no node "nobody"`)
+	s.refused(2, "", []string{"cluster", "node", "add", "--name", "grow", "--role", "control-plane"}, "SQLite")
+
+	if name := s.run("cluster", "node", "add", "--name", "grow"); name != "grow-worker3" {
+		t.Errorf("a node added after another was removed is called %q, which must be a name that nobody had", name)
+	}
+	began := time.Now()
+	c.kill("grow-worker")
+	c.within(2*time.Minute, "pods on the other worker", func() error {
+		pods, err := c.client.CoreV1().Pods("default").List(t.Context(), metav1.ListOptions{LabelSelector: "app=web"})
+		if err != nil {
+			return err
+		}
+		n := 0
+		for _, p := range pods.Items {
+			if p.Spec.NodeName == "grow-worker3" && p.Status.Phase == corev1.PodRunning && p.DeletionTimestamp == nil {
+				n++
+			}
+		}
+		if n != 2 {
+			return fmt.Errorf("%d of 2", n)
+		}
+		return nil
+	})
+	t.Logf("pods of the killed node run elsewhere after %s", time.Since(began).Round(time.Second))
+}
+
+// TestStopAndStart: what pods wrote is there afterwards, addresses are the same, and a
+// node that was killed comes back with a start as well.
+func TestStopAndStart(t *testing.T) {
+	s := begin(t)
+	c := s.create("rest", head+"nodes: [{role: control-plane}, {role: worker}]\n")
+	c.load()
+	c.apply(`apiVersion: v1
+kind: Pod
+metadata: {name: keeper}
+spec:
+  nodeName: rest-worker
+  containers:
+  - {name: c, image: $BUSYBOX, command: [sh, -c, "echo x >> /data/starts; trap 'echo ended >> /data/starts; exit' TERM; while :; do sleep 0.1; done"], volumeMounts: [{name: data, mountPath: /data}]}
+  volumes: [{name: data, hostPath: {path: /srv/data, type: DirectoryOrCreate}}]
+`)
+	c.kubectl("wait", "--for=condition=Ready", "pod/keeper", "--timeout=60s")
+	before := c.members()
+	s.run("cluster", "stop", "--name", "rest")
+	for _, m := range c.members() {
+		if m.Running {
+			t.Errorf("%s runs after the stop", m.Name)
+		}
+	}
+	if processes := look(t).beside(s.before); strings.Contains(strings.Join(processes, "\n"), "process ") {
+		t.Errorf("after the stop:\n%s", strings.Join(processes, "\n"))
+	}
+	s.refused(1, "", []string{"cluster", "node", "add", "--name", "rest"}, "does not run; start it")
+	began := time.Now()
+	s.run("cluster", "start", "--name", "rest")
+	t.Logf("started again in %s", time.Since(began).Round(10*time.Millisecond))
+	if after := c.members(); fmt.Sprint(after) != fmt.Sprint(before) {
+		t.Errorf("nodes are %v, were %v", after, before)
+	}
+	c.within(60*time.Second, "the pod runs again", func() error {
+		out, err := s.try("", "kubectl", "--context", "podo-rest", "exec", "keeper", "--", "cat", "/data/starts")
+		if err == nil && out != "x\nended\nx" {
+			err = fmt.Errorf("%q", out)
+		}
+		return err
+	})
+	c.kill("rest-worker")
+	s.run("cluster", "start", "--name", "rest")
+	c.within(60*time.Second, "the killed node Ready again", c.allReady)
+}
+
+// TestSideBySide: two clusters do not know of each other.
+func TestSideBySide(t *testing.T) {
+	s := begin(t)
+	a, b := s.create("a", ""), s.create("b", "")
+	if x, y := a.members()[0].IPs[0], b.members()[0].IPs[0]; x == y {
+		t.Errorf("both have %s", x)
+	}
+	a.kubectl("create", "configmap", "mine", "--from-literal=a=a")
+	if out, err := s.try("", "kubectl", "--context", "podo-b", "get", "configmap", "mine"); err == nil {
+		t.Errorf("b has what a was given: %s", out)
+	}
+	s.run("cluster", "delete", "--name", "a")
+	b.within(5*time.Second, "b without a", b.allReady)
+	text, err := os.ReadFile(s.kubeconfig)
+	if err != nil || strings.Contains(string(text), "name: podo-a") || !strings.Contains(string(text), "name: podo-b") {
+		t.Errorf("kubeconfig after the delete: %v\n%s", err, text)
+	}
+}
+
+// TestBothFamilies: nodes, pods and services have addresses of both, and the host reaches
+// a NodePort by either.
+func TestBothFamilies(t *testing.T) {
+	s := begin(t)
+	c := s.create("dual", head+"networking: {ipFamily: dual}\nnodes: [{role: control-plane}, {role: worker}]\n")
+	for name, n := range c.nodes() {
+		if len(n.Spec.PodCIDRs) != 2 {
+			t.Errorf("%s: podCIDRs %v, want one of each family", name, n.Spec.PodCIDRs)
+		}
+	}
+	c.load()
+	c.apply(web + `---
+apiVersion: v1
+kind: Service
+metadata: {name: web}
+spec: {type: NodePort, ipFamilyPolicy: RequireDualStack, selector: {app: web}, ports: [{port: 80, targetPort: 8080, nodePort: 30080}]}
+`)
+	c.available("web")
+	for _, m := range c.members() {
+		for _, ip := range m.IPs {
+			if strings.Contains(ip, ":") {
+				ip = "[" + ip + "]"
+			}
+			c.page(ip + ":30080/hostname")
+		}
+	}
+}
+
+// TestPartition: two workers do not hear each other, and the cluster stays one. Afterwards
+// their pods do.
+func TestPartition(t *testing.T) {
+	s := begin(t)
+	c := s.create("cut", head+"nodes: [{role: control-plane}, {role: worker}, {role: worker}]\n")
+	c.load()
+	c.apply(strings.Replace(web, "replicas: 2", "replicas: 2", 1) + `      topologySpreadConstraints: [{maxSkew: 1, topologyKey: kubernetes.io/hostname, whenUnsatisfiable: DoNotSchedule, labelSelector: {matchLabels: {app: web}}, nodeTaintsPolicy: Honor}]
+`)
+	c.available("web")
+	pods, err := c.client.CoreV1().Pods("default").List(t.Context(), metav1.ListOptions{LabelSelector: "app=web"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	from, to := pods.Items[0], pods.Items[1]
+	talk := func() error {
+		_, err := s.try("", "kubectl", "--context", "podo-cut", "exec", from.Name, "--", "/agnhost", "connect", to.Status.PodIP+":8080", "--timeout=2s")
+		return err
+	}
+	c.within(20*time.Second, "pods of two nodes talk", talk)
+	ips := map[string]string{}
+	for _, m := range c.members() {
+		ips[m.Name] = m.IPs[0]
+	}
+	for a, b := range map[string]string{"cut-worker": "cut-worker2", "cut-worker2": "cut-worker"} {
+		c.exec(a, "ip", "neigh", "replace", ips[b], "lladdr", "02:99:00:00:ff:ff", "dev", "eth0", "nud", "permanent")
+	}
+	if err := talk(); err == nil {
+		t.Error("pods talk through a cut")
+	}
+	time.Sleep(5 * time.Second)
+	if err := c.allReady(); err != nil {
+		t.Errorf("while two workers are cut off from each other: %v", err)
+	}
+	for a, b := range map[string]string{"cut-worker": "cut-worker2", "cut-worker2": "cut-worker"} {
+		c.exec(a, "ip", "neigh", "del", ips[b], "dev", "eth0")
+	}
+	c.within(20*time.Second, "pods talk again", talk)
+}
+
+// TestPodNetworkOfYourOwn: with disableDefaultCNI nodes are not Ready until somebody puts
+// a pod network where pod networks are put.
+func TestPodNetworkOfYourOwn(t *testing.T) {
+	s := begin(t)
+	c := s.create("own", head+"networking: {disableDefaultCNI: true}\n")
+	if err := c.allReady(); err == nil {
+		t.Error("Ready without a pod network")
+	}
+	c.exec("own-control-plane", "sh", "-ec", `mkdir -p /etc/cni/net.d /opt/cni/bin
+printf '#!/bin/sh\necho $CNI_COMMAND >>/run/own.log\nexec /var/lib/podo/bin/current/bridge\n' >/opt/cni/bin/own
+chmod +x /opt/cni/bin/own
+cat >/etc/cni/net.d/10-own.conflist <<'END'
+{"cniVersion": "1.0.0", "name": "own", "plugins": [{"type": "own", "bridge": "own0", "isGateway": true, "ipMasq": true,
+ "ipam": {"type": "host-local", "ranges": [[{"subnet": "10.42.7.0/24"}]], "routes": [{"dst": "0.0.0.0/0"}]}}]}
+END`)
+	c.within(60*time.Second, "it is Ready", c.allReady)
+	c.load()
+	c.apply(web + `---
+apiVersion: v1
+kind: Service
+metadata: {name: web}
+spec: {type: NodePort, selector: {app: web}, ports: [{port: 80, targetPort: 8080, nodePort: 30080}]}
+`)
+	c.available("web")
+	c.page(c.members()[0].IPs[0] + ":30080/hostname")
+	if log := c.exec("own-control-plane", "cat", "/run/own.log"); !strings.Contains(log, "ADD") {
+		t.Errorf("the program in /opt/cni/bin was never asked for an address: %s", log)
+	}
+}
+
+// TestNodeRunsTheBinaryItNames: image is the path of a podo.
+func TestNodeRunsTheBinaryItNames(t *testing.T) {
+	s := begin(t)
+	other := os.Getenv("PODO_E2E_OTHER") // of another version, if there is one
+	if other == "" {
+		other = filepath.Join(t.TempDir(), "podo-other")
+		if out, err := exec.Command("cp", s.podo, other).CombinedOutput(); err != nil {
+			t.Fatalf("%v: %s", err, out)
+		}
+	}
+	c := s.create("skew", head+"nodes: [{role: control-plane}, {role: worker, image: "+other+"}]\n")
+	want, err := os.Stat(other)
+	if err != nil {
+		t.Fatal(err)
+	}
+	got, err := os.Stat("/var/lib/podo-clusters/skew/nodes/skew-worker/root/opt/podo/bin/podo")
+	if err != nil || got.Size() != want.Size() || !os.SameFile(got, want) {
+		t.Errorf("the worker's podo is another file than %s, %v", other, err)
+	}
+	t.Logf("server: %s; worker: %s", c.exec("skew-control-plane", "podo", "version"), c.exec("skew-worker", "podo", "version"))
+}
+
+// TestRegistry: an image that is pushed to localhost runs on a node, also after a stop.
+// So does one whose registry was described to a node as scripts for kind do it.
+func TestRegistry(t *testing.T) {
+	s := begin(t)
+	c := s.create("reg", head+`nodes: [{role: control-plane}, {role: worker}]
+containerdConfigPatches:
+- |
+  [plugins."io.containerd.grpc.v1.cri".registry]
+    config_path = "/etc/containerd/certs.d"
+`, "--registry", "--registry-port", "5055")
+	s.run("images", "push", "--from", filepath.Join(s.dist, "images", "busybox.tar"), "localhost:5055/tests/busybox:1")
+	run := func(pod, node, image string) {
+		c.apply(fmt.Sprintf(`apiVersion: v1
+kind: Pod
+metadata: {name: %s}
+spec:
+  nodeName: %s
+  terminationGracePeriodSeconds: 0
+  containers: [{name: c, image: %q, command: [sleep, "1000"]}]
+`, pod, node, image))
+		c.kubectl("wait", "--for=condition=Ready", "pod/"+pod, "--timeout=60s")
+	}
+	run("one", "reg-worker", "localhost:5055/tests/busybox:1")
+	ip := c.members()[0].IPs[0]
+	host := ip[:strings.LastIndexByte(ip, '.')] + ".1" // the bridge's
+	c.exec("reg-worker", "sh", "-c", fmt.Sprintf(`mkdir -p "$0" && printf '[host."http://%s:5055"]' > "$0/hosts.toml"`, host), "/etc/containerd/certs.d/images.example.test")
+	run("elsewhere", "reg-worker", "images.example.test/tests/busybox:1")
+	// The same content, loaded: it has to run though there is no registry of that name.
+	s.run("cluster", "load", "archive", filepath.Join(s.dist, "images", "busybox.tar"), "--name", "reg")
+	run("loaded", "reg-worker", "podo.local/busybox:1.35")
+	s.run("cluster", "stop", "--name", "reg")
+	s.run("cluster", "start", "--name", "reg")
+	run("two", "reg-control-plane", "localhost:5055/tests/busybox:1")
+}
+
+// TestRounds: making and removing a cluster again and again leaves nothing, and takes no
+// longer.
+func TestRounds(t *testing.T) {
+	s := begin(t)
+	var took []time.Duration
+	for range 20 {
+		took = append(took, s.create("round", "").took)
+		s.run("cluster", "delete", "--name", "round")
+		if left := look(t).beside(s.before); len(left) > 0 {
+			t.Fatalf("left after round %d:\n%s", len(took), strings.Join(left, "\n"))
+		}
+	}
+	t.Logf("rounds: %v", took)
+	median := func(d []time.Duration) time.Duration {
+		d = slices.Sorted(slices.Values(d))
+		return d[len(d)/2]
+	}
+	if early, late := median(took[1:8]), median(took[13:]); late > early*3/2 {
+		t.Errorf("the last rounds took %s, the first ones %s", late, early)
+	}
+}

@@ -1,0 +1,99 @@
+package local
+
+import (
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+)
+
+// TestRefused: each mistake is told, and nothing is left of it. The ledger of the scene
+// sees to the latter.
+func TestRefused(t *testing.T) {
+	s := begin(t)
+	create := []string{"cluster", "create", "--config", "-"}
+	for name, tt := range map[string]struct {
+		code  int
+		file  string
+		words []string
+	}{
+		"unknown field":     {2, head + "nods: []\n", []string{"line 3: nods: there is no such field; did you mean nodes?"}},
+		"another version":   {2, "kind: Cluster\napiVersion: v1\n", []string{`apiVersion: "v1", want kind.x-k8s.io/v1alpha4`}},
+		"overlap":           {2, head + "networking: {podSubnet: 10.0.0.0/8, serviceSubnet: 10.96.0.0/12}\n", []string{"overlaps"}},
+		"two of a name":     {2, head + "nodes: [{role: control-plane}, {role: worker, kubeadmConfigPatches: [\"kind: JoinConfiguration\\nnodeRegistration: {name: podo-control-plane}\"]}]\n", []string{"another node is called podo-control-plane too"}},
+		"no such image":     {2, head + "nodes: [{image: /nowhere/podo}]\n", []string{"nodes[0].image", "/nowhere/podo"}},
+		"an image of kind":  {2, head + "nodes: [{image: \"kindest/node:v1.31.0\"}]\n", []string{"nodes are no images here"}},
+		"no such API":       {2, head + "runtimeConfig: {api/foo: \"true\"}\n", []string{"podo refuses what the file asks for", "runtime-config: unknown api groups api/foo"}},
+		"no such gate":      {2, head + "featureGates: {NoSuchGate: true}\n", []string{"podo refuses what the file asks for", "NoSuchGate is not a feature gate"}},
+		"a flag of no part": {2, head + "nodes: [{kubeadmConfigPatches: [\"kind: ClusterConfiguration\\nscheduler: {extraArgs: {no-such-flag: x}}\"]}]\n", []string{"no-such-flag"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			in := *s
+			in.T = t
+			in.refused(tt.code, tt.file, create, tt.words...)
+		})
+	}
+	s.refused(2, "", []string{"cluster", "create", "--name", "Not_A_Name"}, "is not a name for a cluster")
+	s.refused(2, "", []string{"cluster", "create", "--name", ""}, "--name: is empty")
+	s.refused(2, "", []string{"cluster", "create", "--wait", "-5s"}, "no time to come")
+	s.refused(2, "", []string{"cluster", "create", "--registry", "--registry-port", "99999"}, "99999 is no port")
+	s.refused(2, "", []string{"cluster", "create", "--registry-port", "many"}, `"many" is no number`)
+	s.refused(2, "", []string{"cluster", "create", "--config", "/nowhere.yaml"}, "there is no file /nowhere.yaml")
+	s.refused(2, "", []string{"cluster", "delete", "--all", "--name", "nobody"}, "give one of the two")
+	s.refused(1, "", []string{"cluster", "stop", "--name", "nobody"}, `there is no cluster "nobody"`)
+	s.refused(1, "", []string{"cluster", "load", "archive", "--name", "nobody", "x.tar"}, `there is no cluster "nobody"`)
+	s.run("cluster", "delete", "--name", "nobody") // as often as one likes
+	out, err := exec.Command("setpriv", "--reuid=65534", "--clear-groups", s.podo, "cluster", "create").CombinedOutput()
+	if err == nil || !strings.Contains(string(out), "needs root; try: sudo podo cluster create") {
+		t.Errorf("as nobody: %v\n%s", err, out)
+	}
+}
+
+// TestInterrupted: Ctrl-C half-way removes what was made, unless it is to be retained; and
+// what is half there can be deleted.
+func TestInterrupted(t *testing.T) {
+	s := begin(t)
+	interrupt := func(args ...string) string {
+		cmd := exec.Command(s.podo, append([]string{"cluster", "create", "--name", "half"}, args...)...)
+		cmd.Env = append(os.Environ(), "KUBECONFIG="+s.kubeconfig)
+		var said strings.Builder
+		cmd.Stdout, cmd.Stderr = &said, &said
+		if err := cmd.Start(); err != nil {
+			t.Fatal(err)
+		}
+		s.within(60*time.Second, "a node", func() error {
+			_, err := os.Stat("/var/lib/podo-clusters/half/nodes/half-control-plane/root/var/lib/podo/server/token")
+			return err
+		})
+		if err := cmd.Process.Signal(syscall.SIGINT); err != nil {
+			t.Fatal(err)
+		}
+		if err := cmd.Wait(); err == nil {
+			t.Errorf("interrupted, and content:\n%s", said.String())
+		}
+		return said.String()
+	}
+	interrupt()
+	if left := look(t).beside(s.before); len(left) > 0 {
+		t.Errorf("left after Ctrl-C:\n%s", strings.Join(left, "\n"))
+	}
+	interrupt("--retain")
+	if _, err := os.Stat("/var/lib/podo-clusters/half"); err != nil {
+		t.Errorf("not retained: %v", err)
+	}
+	s.refused(2, "", []string{"uninstall", "--yes"}, "half", "podo cluster delete --all")
+	s.refused(1, "", []string{"uninstall", "--verify"}, "things are left")
+
+	// Half of it is gone, and the rest can be removed all the same.
+	if err := os.Remove("/var/lib/podo-clusters/half/cluster.json"); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.RemoveAll(filepath.Join("/var/lib/podo-clusters", ".bin")); err != nil {
+		t.Fatal(err)
+	}
+	s.refused(1, "", []string{"cluster", "start", "--name", "half"}, "never finished")
+	s.run("cluster", "delete", "--name", "half")
+}
