@@ -12,7 +12,7 @@ import (
 	"strings"
 
 	"github.com/urfave/cli/v2"
-	"gopkg.in/yaml.v3"
+	"go.yaml.in/yaml/v3"
 
 	"github.com/podo-dev/podo/pkg/config"
 	"github.com/podo-dev/podo/pkg/configfile"

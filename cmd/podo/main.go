@@ -102,11 +102,16 @@ Start here:
 			completionCommand(),
 			versionCommand(),
 		},
-		HideVersion:    true,
+		HideVersion:    true, // the library's would have a text of its own
+		Flags:          []cli.Flag{&cli.BoolFlag{Name: "version", Aliases: []string{"v"}, Usage: "print the version"}},
 		OnUsageError:   flagProblem,
 		ExitErrHandler: func(*cli.Context, error) {}, // main prints and exits
 		Action: func(c *cli.Context) error {
-			if !c.Args().Present() {
+			switch {
+			case c.Args().Present():
+			case c.Bool("version"):
+				return c.App.Command("version").Run(c, "version")
+			default:
 				return cli.ShowAppHelp(c)
 			}
 			name := c.Args().First()

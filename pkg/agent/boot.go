@@ -94,7 +94,7 @@ func Judge(p plan.Node, d Deps) error {
 type parts struct {
 	kubelet    *kubelet.Kubelet
 	proxy      *proxy.Proxy // nil if the node runs none
-	registries *registries.Registries
+	registries lifecycle.Component
 }
 
 func newParts(p plan.Node, d Deps) (parts, error) {

@@ -12,6 +12,9 @@ import (
 	"strconv"
 	"strings"
 
+	"go.yaml.in/yaml/v3"
+
+	"github.com/podo-dev/podo/pkg/atomicfile"
 	"github.com/podo-dev/podo/pkg/config"
 )
 
@@ -81,6 +84,9 @@ func (f *fit) kubeconfig(k config.Kubeconfig) {
 	if info, err := os.Stat(k.Path); err == nil && !info.IsDir() && !info.Mode().IsRegular() {
 		f.wrong(setting, "%s is no ordinary file, and would be replaced by one; name another place", k.Path)
 	}
+	if name, ok := foreign(k.Path, k.Name); ok {
+		f.wrong(setting, "%s has the context %q too, which would be lost; name another file, and add it to this one with podo kubeconfig merge", k.Path, name)
+	}
 	if k.Group == "" {
 		return
 	}
@@ -90,6 +96,28 @@ func (f *fit) kubeconfig(k config.Kubeconfig) {
 	if _, err := user.LookupGroup(k.Group); err != nil {
 		f.wrong("write-kubeconfig-group", "this machine has no group %q; make it with groupadd, or name one that getent group lists, or its number", k.Group)
 	}
+}
+
+// foreign returns a context of a kubeconfig that is not of this name. The default file
+// is podo's own, whatever it is called in it.
+func foreign(path, name string) (string, bool) {
+	if path == config.Default().Kubeconfig.Path {
+		return "", false
+	}
+	text, err := atomicfile.Read(path, 1<<20)
+	if err != nil {
+		return "", false
+	}
+	var file struct{ Contexts []struct{ Name string } }
+	if yaml.Unmarshal(text, &file) != nil {
+		return "", false
+	}
+	for _, c := range file.Contexts {
+		if c.Name != name {
+			return c.Name, true
+		}
+	}
+	return "", false
 }
 
 func (f *fit) resolver(path string) {

@@ -17,6 +17,12 @@ func TestFit(t *testing.T) {
 		t.Fatal(err)
 	}
 	absent := filepath.Join(dir, "absent")
+	theirs, ours := filepath.Join(dir, "theirs"), filepath.Join(dir, "ours")
+	for path, contexts := range map[string]string{theirs: "[{name: default}, {name: work}]", ours: "[{name: default}]"} {
+		if err := os.WriteFile(path, []byte("kind: Config\ncontexts: "+contexts+"\n"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
 	for in, want := range map[string]string{
 		"write-kubeconfig-group no-such-group": `write-kubeconfig-group: this machine has no group "no-such-group"; make it`,
 		"write-kubeconfig-group -1":            "no group",
@@ -27,6 +33,8 @@ func TestFit(t *testing.T) {
 		"write-kubeconfig /dev/null":           "/dev/null is no ordinary file",
 		"write-kubeconfig " + file:             "",
 		"write-kubeconfig " + absent + "/a/b":  "",
+		"write-kubeconfig " + theirs:           theirs + ` has the context "work" too, which would be lost; name another file`,
+		"write-kubeconfig " + ours:             "",
 		"log " + dir:                           "log: " + dir + " is a folder",
 		"log " + file + "/a/b":                 file + " is a file",
 		"log " + absent + "/x":                 "",

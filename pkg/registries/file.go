@@ -15,7 +15,7 @@ import (
 	"slices"
 	"strings"
 
-	"gopkg.in/yaml.v3"
+	"go.yaml.in/yaml/v3"
 	"oras.land/oras-go/v2/registry/remote/auth"
 
 	"github.com/podo-dev/podo/pkg/atomicfile"

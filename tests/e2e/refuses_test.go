@@ -216,6 +216,12 @@ func refusesComponentFlags(t *testing.T) {
 	}
 	// What would break the house has a setting of podo's own.
 	refusal{name: "kubelet's name", flags: []string{"--kubelet-arg=hostname-override=x"}, code: 2, words: []string{"kubelet-arg", "hostname-override", "--node-name"}}.check(t)
+	// Those of the server's parts and of the node's are told in one go.
+	both := []string{"--kube-scheduler-arg=no-such-flag=1", "--kubelet-arg=nor-this-one=1"}
+	refusal{name: "server and node", flags: both, code: 2, words: []string{"no-such-flag", "nor-this-one"}}.check(t)
+	if r := podo(append([]string{"config", "validate"}, both...)...); r.code != 2 || contains(r.err, "no-such-flag", "nor-this-one") != nil {
+		t.Errorf("config validate: %s", r)
+	}
 	uninstall(t)
 }
 
