@@ -67,7 +67,7 @@ func TestFit(t *testing.T) {
 	if n := len(config.Mistakes(err)); n != 3 {
 		t.Errorf("%d mistakes at once, want 3:\n%v", n, err)
 	}
-	if left, err := os.ReadDir(dir); err != nil || len(left) != 1 {
+	if left, err := os.ReadDir(dir); err != nil || len(left) != 3 {
 		t.Errorf("%v, %v: something was made by looking", left, err)
 	}
 }
