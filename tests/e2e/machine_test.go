@@ -82,7 +82,10 @@ func lookAtMachine() (machine, error) {
 	} {
 		entries, _ := os.ReadDir(dir)
 		for _, e := range entries {
-			add("file", filepath.Join(dir, e.Name()))
+			// mount(8) makes this one for itself at its first mount after a boot.
+			if path := filepath.Join(dir, e.Name()); path != "/run/mount" {
+				add("file", path)
+			}
 		}
 	}
 	return m, nil
