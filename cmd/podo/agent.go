@@ -68,6 +68,9 @@ func runAgent(ctx context.Context, s start, cfg config.Node) error {
 	if err := claim.Take(); err != nil {
 		return unfit(err)
 	}
+	if err := claim.Outside(map[string]string{cfg.Logging.File: ""}); err != nil {
+		return err
+	}
 	given, fresh, err := join.New(joining, s.log).Join(ctx)
 	if ctx.Err() != nil {
 		return nil

@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -154,6 +155,13 @@ func clusterCreate() *cli.Command {
 		if err := notNegative(c, "wait"); err != nil {
 			return err
 		}
+		p, err := kubeconfigOwner(c.String("kubeconfig"))
+		if err == nil {
+			err = kubeconfig.Check(p.file)
+		}
+		if err != nil {
+			return err
+		}
 		name := nameOf(c, f.Name)
 		fmt.Fprintf(c.App.ErrWriter, "Creating cluster %q ...\n", name)
 		made, err := s.Create(c.Context, name, f, local.Options{
@@ -202,11 +210,10 @@ func clusterDelete() *cli.Command {
 		if c.Bool("all") && c.IsSet("name") {
 			return usagef("--all: means every cluster, and --name one of them; give one of the two")
 		}
-		all, err := s.Names()
+		names, err := clustersThere(s)
 		if err != nil {
 			return err
 		}
-		names := all
 		if !c.Bool("all") {
 			names = []string{nameOf(c, "")}
 		}
@@ -231,6 +238,16 @@ func clusterDelete() *cli.Command {
 		}
 		return errors.Join(errs...)
 	})
+}
+
+// clustersThere are the clusters of this machine, and those that only parts are left of.
+func clustersThere(s local.Site) ([]string, error) {
+	names, err := s.Names()
+	if err != nil {
+		return nil, err
+	}
+	stray, err := s.Strays()
+	return append(names, stray...), err
 }
 
 // A clusterState is a cluster as list shows it.
@@ -427,30 +444,33 @@ func clusterLoad() *cli.Command {
 	}
 }
 
-// saveImages has the container engine that people build images with write an archive.
+// saveImages has the container engine that people build images with write an archive. A
+// machine may have the client of one and run the other.
 func saveImages(ctx context.Context, images []string) (file string, remove func(), err error) {
-	for _, engine := range []string{"docker", "podman"} {
-		program, err := exec.LookPath(engine)
+	dir, err := os.MkdirTemp("/var/tmp", "podo-load-")
+	if err != nil {
+		return "", nil, err
+	}
+	file, remove = filepath.Join(dir, "images.tar"), func() { os.RemoveAll(dir) }
+	var errs []error
+	for _, save := range [][]string{{"docker", "save"}, {"podman", "save", "--multi-image-archive"}} {
+		program, err := exec.LookPath(save[0])
 		if err != nil {
 			continue
 		}
-		dir, err := os.MkdirTemp("/var/tmp", "podo-load-")
-		if err != nil {
-			return "", nil, err
+		args := slices.Concat(save[1:], []string{"--output", file}, images)
+		out, err := exec.CommandContext(ctx, program, args...).CombinedOutput()
+		if err == nil {
+			return file, remove, nil
 		}
-		remove = func() { os.RemoveAll(dir) }
-		file = filepath.Join(dir, "images.tar")
-		args := append([]string{"save", "--output", file}, images...)
-		if engine == "podman" {
-			args = append([]string{"save", "--multi-image-archive", "--output", file}, images...)
-		}
-		if out, err := exec.CommandContext(ctx, program, args...).CombinedOutput(); err != nil {
-			remove()
-			return "", nil, fmt.Errorf("%s save: %w: %s", engine, err, strings.TrimSpace(string(out)))
-		}
-		return file, remove, nil
+		_ = os.Remove(file) // half of it, for the other to begin anew
+		errs = append(errs, fmt.Errorf("%s save: %w: %s", save[0], err, strings.TrimSpace(string(out))))
 	}
-	return "", nil, errors.New("load image: this machine has neither docker nor podman; write an archive where the image is, and use: podo cluster load archive FILE")
+	remove()
+	if len(errs) == 0 {
+		errs = append(errs, errors.New("load image: this machine has neither docker nor podman; write an archive where the image is, and use: podo cluster load archive FILE"))
+	}
+	return "", nil, errors.Join(errs...)
 }
 
 func clusterNode() *cli.Command {

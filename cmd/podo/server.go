@@ -98,6 +98,9 @@ func runServer(ctx context.Context, s start, cfg config.Server) error {
 	if err := claim.Name(p.Server.Certificates.Names.Node); err != nil {
 		return err
 	}
+	if err := claim.Outside(map[string]string{p.Server.Kubeconfig.Path: p.Server.Kubeconfig.Name, cfg.Logging.File: ""}); err != nil {
+		return err
+	}
 	if err := prepare(ctx, facts, settings, s.log); err != nil {
 		return err
 	}

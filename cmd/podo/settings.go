@@ -17,8 +17,10 @@ import (
 	"github.com/podo-dev/podo/pkg/atomicfile"
 	"github.com/podo-dev/podo/pkg/config"
 	"github.com/podo-dev/podo/pkg/configfile"
+	"github.com/podo-dev/podo/pkg/datadir"
 	"github.com/podo-dev/podo/pkg/host"
 	"github.com/podo-dev/podo/pkg/logging"
+	"github.com/podo-dev/podo/pkg/paths"
 )
 
 // loadServer works out what a server was asked for. Weakest first: defaults, the
@@ -37,7 +39,8 @@ func loadHere(c *cli.Context, typed []config.Setting) (config.Server, config.Ori
 	if err != nil {
 		return cfg, origins, err
 	}
-	if err := host.Fit(cfg, origins); err != nil {
+	wrote, _ := datadir.Outside(paths.New(cfg.DataDir)) // the start tells the error
+	if err := host.Fit(cfg, origins, wrote); err != nil {
 		return cfg, origins, usageError{err}
 	}
 	return cfg, origins, nil
@@ -64,7 +67,7 @@ func loadAgent(c *cli.Context, typed []config.Setting) (config.Node, error) {
 	if err := errors.Join(errSources, errSettings, readTokens(&cfg, origins)); err != nil {
 		return cfg.Node, usageError{err}
 	}
-	if err := host.Fit(cfg, origins); err != nil {
+	if err := host.Fit(cfg, origins, nil); err != nil {
 		return cfg.Node, usageError{err}
 	}
 	return cfg.Node, nil

@@ -25,8 +25,9 @@ func uninstallCommand() *cli.Command {
 		Usage: "remove podo, its pods and its data from this machine",
 		Description: `Stops podo and its pods as "podo kill" does, then removes every file podo made:
 its data, /etc/podo, the kubelet's folder, pods' logs, the services, its context in
-your kubeconfig, and podo itself if it was installed in a folder for programs. Then
-it looks for anything that is left, lists it, and exits with 1 if there is something.
+your kubeconfig, what --write-kubeconfig and --log had it write elsewhere, and podo
+itself if it was installed in a folder for programs. Then it looks for anything that
+is left, lists it, and exits with 1 if there is something.
 Volumes of claims (storage in the data directory) stay, unless --purge is given, and
 disks that you mounted into podo's folders are left alone.
 
@@ -69,7 +70,7 @@ Examples:
 			if err := dataDirIsMeant(c); err != nil {
 				return err
 			}
-			names, err := local.Site{Dir: local.DefaultDir}.Names()
+			names, err := clustersThere(local.Site{Dir: local.DefaultDir})
 			if err != nil {
 				return err
 			}
@@ -97,7 +98,7 @@ func verifyGone(c *cli.Context, o reset.Options) error {
 	if err != nil {
 		return fmt.Errorf("verify: %w", err)
 	}
-	names, err := local.Site{Dir: local.DefaultDir}.Names()
+	names, err := clustersThere(local.Site{Dir: local.DefaultDir})
 	if err != nil {
 		return fmt.Errorf("verify: %w", err)
 	}

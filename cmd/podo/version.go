@@ -85,6 +85,7 @@ func linkedParts() []part {
 		{Name: "kine", Source: "github.com/k3s-io/kine", License: "Apache-2.0"},
 		{Name: "sqlite", Source: "github.com/mattn/go-sqlite3", License: "MIT (SQLite itself: public domain)"},
 		{Name: "flannel", Source: "github.com/flannel-io/flannel", License: "Apache-2.0"},
+		{Name: "helm", Source: "helm.sh/helm/v4", License: "Apache-2.0"},
 		{Name: "etcd", Source: "go.etcd.io/etcd/server/v3", License: "Apache-2.0"},
 	} {
 		if p.Version = version.Module(p.Source); p.Version != "" {

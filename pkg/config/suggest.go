@@ -105,7 +105,7 @@ func synonyms() map[string]string {
 // foreign are settings of k3s that have no place here, and why.
 func foreign() map[string]string {
 	const (
-		embedded = "the datastore is SQLite on this server; embedded etcd is not part of it"
+		snapshot = "podo takes no snapshots of etcd; stop podo and copy server/ in its data directory"
 		absent   = "podo has no such part"
 		runtime  = "containerd is the only runtime"
 		listener = "the API has one listener, that of --bind-address and --https-listen-port"
@@ -116,16 +116,16 @@ func foreign() map[string]string {
 		"apiserver-bind-address":            listener,
 		"apiserver-port":                    listener,
 		"advertise-port":                    "the API is advertised on its listening port",
-		"cluster-reset-restore-path":        embedded,
+		"cluster-reset-restore-path":        snapshot,
 		"container-runtime-endpoint":        runtime,
 		"default-runtime":                   "runc is the only runtime",
 		"disable-selinux":                   "SELinux labels are not managed",
 		"docker":                            runtime,
 		"embedded-registry":                 absent,
 		"enable-pprof":                      absent,
-		"etcd-disable-snapshots":            embedded,
-		"etcd-s3":                           embedded,
-		"etcd-snapshot":                     embedded,
+		"etcd-disable-snapshots":            snapshot,
+		"etcd-s3":                           snapshot,
+		"etcd-snapshot":                     snapshot,
 		"flannel-cni-conf":                  "podo writes the configuration of its pod network itself",
 		"flannel-conf":                      "podo writes the configuration of its pod network itself",
 		"flannel-external-ip":               external,

@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/user"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -20,9 +21,10 @@ import (
 
 // Fit reports every setting that cannot work on this machine, as config.Validate does
 // those that cannot work anywhere. It looks and changes nothing; what it may not look
-// at, it does not judge.
-func Fit(cfg config.Server, origins config.Origins) error {
-	f := fit{from: origins}
+// at, it does not judge. Wrote has the kubeconfigs that podo wrote earlier, with its name in
+// each.
+func Fit(cfg config.Server, origins config.Origins, wrote map[string]string) error {
+	f := fit{from: origins, wrote: wrote}
 	f.folder("data-dir", cfg.DataDir)
 	f.kubeconfig(cfg.Kubeconfig)
 	if cfg.Logging.File != "" {
@@ -38,8 +40,9 @@ func Fit(cfg config.Server, origins config.Origins) error {
 }
 
 type fit struct {
-	from config.Origins
-	errs []error
+	from  config.Origins
+	wrote map[string]string
+	errs  []error
 }
 
 func (f *fit) wrong(setting, format string, args ...any) {
@@ -84,7 +87,7 @@ func (f *fit) kubeconfig(k config.Kubeconfig) {
 	if info, err := os.Stat(k.Path); err == nil && !info.IsDir() && !info.Mode().IsRegular() {
 		f.wrong(setting, "%s is no ordinary file, and would be replaced by one; name another place", k.Path)
 	}
-	if name, ok := foreign(k.Path, k.Name); ok {
+	if name, ok := foreign(k.Path, k.Name, f.wrote[k.Path]); ok {
 		f.wrong(setting, "%s has the context %q too, which would be lost; name another file, and add it to this one with podo kubeconfig merge", k.Path, name)
 	}
 	if k.Group == "" {
@@ -98,9 +101,9 @@ func (f *fit) kubeconfig(k config.Kubeconfig) {
 	}
 }
 
-// foreign returns a context of a kubeconfig that is not of this name. The default file
+// foreign returns a context of a kubeconfig that has none of these names. The default file
 // is podo's own, whatever it is called in it.
-func foreign(path, name string) (string, bool) {
+func foreign(path string, names ...string) (string, bool) {
 	if path == config.Default().Kubeconfig.Path {
 		return "", false
 	}
@@ -113,7 +116,7 @@ func foreign(path, name string) (string, bool) {
 		return "", false
 	}
 	for _, c := range file.Contexts {
-		if c.Name != name {
+		if !slices.Contains(names, c.Name) {
 			return c.Name, true
 		}
 	}

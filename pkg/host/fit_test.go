@@ -17,8 +17,8 @@ func TestFit(t *testing.T) {
 		t.Fatal(err)
 	}
 	absent := filepath.Join(dir, "absent")
-	theirs, ours := filepath.Join(dir, "theirs"), filepath.Join(dir, "ours")
-	for path, contexts := range map[string]string{theirs: "[{name: default}, {name: work}]", ours: "[{name: default}]"} {
+	theirs, ours, before := filepath.Join(dir, "theirs"), filepath.Join(dir, "ours"), filepath.Join(dir, "before")
+	for path, contexts := range map[string]string{theirs: "[{name: default}, {name: work}]", ours: "[{name: default}]", before: "[{name: old}]"} {
 		if err := os.WriteFile(path, []byte("kind: Config\ncontexts: "+contexts+"\n"), 0o600); err != nil {
 			t.Fatal(err)
 		}
@@ -34,6 +34,7 @@ func TestFit(t *testing.T) {
 		"write-kubeconfig " + file:             "",
 		"write-kubeconfig " + absent + "/a/b":  "",
 		"write-kubeconfig " + theirs:           theirs + ` has the context "work" too, which would be lost; name another file`,
+		"write-kubeconfig " + before:           "",
 		"write-kubeconfig " + ours:             "",
 		"log " + dir:                           "log: " + dir + " is a folder",
 		"log " + file + "/a/b":                 file + " is a file",
@@ -67,7 +68,7 @@ func TestFit(t *testing.T) {
 	if n := len(config.Mistakes(err)); n != 3 {
 		t.Errorf("%d mistakes at once, want 3:\n%v", n, err)
 	}
-	if left, err := os.ReadDir(dir); err != nil || len(left) != 3 {
+	if left, err := os.ReadDir(dir); err != nil || len(left) != 4 {
 		t.Errorf("%v, %v: something was made by looking", left, err)
 	}
 }
@@ -79,7 +80,7 @@ func fitOf(t *testing.T, settings ...config.Setting) error {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return Fit(cfg, origins)
+	return Fit(cfg, origins, map[string]string{filepath.Join(filepath.Dir(cfg.Kubeconfig.Path), "before"): "old"})
 }
 
 // The machine's own addresses pass, and it is told which they are.

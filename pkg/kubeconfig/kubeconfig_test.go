@@ -1,10 +1,13 @@
 package kubeconfig
 
 import (
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
+	"time"
 
 	"go.yaml.in/yaml/v3"
 
@@ -155,6 +158,41 @@ func TestMergeAndRemove(t *testing.T) {
 				t.Errorf("second Remove: %v, %v", removed, err)
 			}
 		})
+	}
+}
+
+// TestManyAtOnce: whoever writes the file waits for the others, and for kubectl.
+func TestManyAtOnce(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "new", "config")
+	var all sync.WaitGroup
+	for i := range 8 {
+		all.Go(func() {
+			c := example()
+			c.Name = fmt.Sprint("cluster-", i)
+			if err := Merge(path, c); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	all.Wait()
+	if err := os.WriteFile(path+".lock", nil, 0); err != nil {
+		t.Fatal(err)
+	}
+	time.AfterFunc(300*time.Millisecond, func() { os.Remove(path + ".lock") })
+	if removed, err := Remove(path, "cluster-0"); err != nil || !removed {
+		t.Errorf("Remove = %v, %v", removed, err)
+	}
+	text, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i := range 8 {
+		if has := strings.Contains(strings.ReplaceAll(string(text), `"`, ""), fmt.Sprintf("name: cluster-%d\n", i)); has != (i > 0) {
+			t.Errorf("cluster-%d is there: %t\n%s", i, has, text)
+		}
+	}
+	if _, err := os.Stat(path + ".lock"); !os.IsNotExist(err) {
+		t.Errorf("the lock is left: %v", err)
 	}
 }
 

@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"time"
 
 	"go.yaml.in/yaml/v3"
 
@@ -28,14 +29,19 @@ func Merge(path string, c Config, opts ...atomicfile.Option) error {
 	if err != nil {
 		return fmt.Errorf("kubeconfig %s: %w", path, err)
 	}
+	if err := atomicfile.EnsureDir(filepath.Dir(path), 0o755); err != nil {
+		return fmt.Errorf("kubeconfig: %w", err)
+	}
+	release, err := lock(path)
+	if err != nil {
+		return err
+	}
+	defer release()
 	real, text, mode, err := open(path)
 	if err != nil {
 		return err
 	}
 	if text == nil {
-		if err := atomicfile.EnsureDir(filepath.Dir(real), 0o755); err != nil {
-			return fmt.Errorf("kubeconfig: %w", err)
-		}
 		return save(real, own, mode, opts...)
 	}
 	doc, err := parse(path, text)
@@ -55,6 +61,14 @@ func Merge(path string, c Config, opts ...atomicfile.Option) error {
 // whether there was anything. The context that was current before Merge is current
 // again. A file that then holds no entry at all is removed.
 func Remove(path, name string) (bool, error) {
+	if _, text, _, err := open(path); err != nil || text == nil {
+		return false, err
+	}
+	release, err := lock(path)
+	if err != nil {
+		return false, err
+	}
+	defer release()
 	real, text, mode, err := open(path)
 	if err != nil || text == nil {
 		return false, err
@@ -88,6 +102,34 @@ func Remove(path, name string) (bool, error) {
 		*current = yaml.Node{Kind: yaml.ScalarNode, Tag: "!!str", Value: before, LineComment: current.LineComment}
 	}
 	return true, store(real, doc, mode, atomicfile.KeepOwner())
+}
+
+// Check reports why nothing could be merged into the kubeconfig at path.
+func Check(path string) error {
+	_, text, _, err := open(path)
+	if err != nil || text == nil {
+		return err
+	}
+	_, err = parse(path, text)
+	return err
+}
+
+// lock keeps others from writing the file meanwhile: kubectl makes the same one, as client-go
+// does in tools/clientcmd. It waits for some seconds until they have ended.
+func lock(path string) (release func(), err error) {
+	name := path + ".lock"
+	for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(50 * time.Millisecond) {
+		f, err := os.OpenFile(name, os.O_CREATE|os.O_EXCL, 0)
+		switch {
+		case err == nil:
+			f.Close()
+			return func() { os.Remove(name) }, nil
+		case !errors.Is(err, fs.ErrExist):
+			return nil, fmt.Errorf("kubeconfig: %w", err)
+		case time.Now().After(deadline):
+			return nil, fmt.Errorf("kubeconfig %s: another program is writing it; if none is, remove %s", path, name)
+		}
+	}
 }
 
 // open reads the file that path leads to. Text is nil if there is none, or none

@@ -16,6 +16,9 @@ import (
 // first is the number of a cluster's first node; those before it are for the host.
 const first = 11
 
+// last is the number of the last node that there is an address for.
+const last = 254
+
 // networks is how many there are to choose from.
 const networks = 256
 

@@ -57,7 +57,7 @@ func (c Cluster) raise(ctx context.Context) error {
 			return fmt.Errorf("nftables: %w", err)
 		}
 	}
-	return nil
+	return c.admit(ctx)
 }
 
 // forward has the kernel pass on packets between networks.
@@ -69,7 +69,38 @@ func forward(r netip.Prefix) error {
 	if on, err := os.ReadFile(path); err == nil && strings.TrimSpace(string(on)) == "1" {
 		return nil
 	}
+	if r.Addr().Is6() {
+		if err := keepAdvertised(); err != nil {
+			return err
+		}
+	}
 	return os.WriteFile(path, []byte("1"), 0o644)
+}
+
+// keepAdvertised lets this machine keep IPv6 routes that it learned from a router, which it
+// would drop where it passes on packets itself (the kernel's ip-sysctl.rst, accept_ra).
+func keepAdvertised() error {
+	routes, err := netlink.RouteList(nil, netlink.FAMILY_V6)
+	if err != nil {
+		return fmt.Errorf("list routes: %w", err)
+	}
+	for _, r := range routes {
+		if p, ok := prefixOf(r.Dst); ok && p.Bits() > 0 {
+			continue
+		}
+		l, err := netlink.LinkByIndex(r.LinkIndex)
+		if err != nil {
+			continue // it has gone, or there are several
+		}
+		path := "/proc/sys/net/ipv6/conf/" + l.Attrs().Name + "/accept_ra"
+		if now, err := os.ReadFile(path); err != nil || strings.TrimSpace(string(now)) != "1" {
+			continue
+		}
+		if err := os.WriteFile(path, []byte("2"), 0o644); err != nil {
+			return fmt.Errorf("keep the IPv6 route by %s: %w; type: sysctl -w net.ipv6.conf.%[1]s.accept_ra=2", l.Attrs().Name, err)
+		}
+	}
+	return nil
 }
 
 func (c Cluster) masquerade(ctx context.Context, r netip.Prefix) error {
@@ -101,7 +132,7 @@ func fell(ctx context.Context, cluster string) error {
 	if err != nil && !errors.Is(err, netlink.ErrDumpInterrupted) {
 		return fmt.Errorf("list links: %w", err)
 	}
-	var errs []error
+	errs := []error{dismiss(ctx, cluster)}
 	for _, l := range links {
 		if l.Attrs().Alias != alias(cluster) {
 			continue

@@ -50,6 +50,8 @@ type Cluster struct {
 	// Shared are the settings of all servers, Common those of all nodes.
 	Shared Settings `json:"shared"`
 	Common Settings `json:"common"`
+	// Patches are kubeadm's for all nodes, which those that are added later have as well.
+	Patches []string `json:"patches,omitempty"`
 
 	Registry   uint16     `json:"registry,omitempty"` // port of its own one, if it has one
 	Registries []Registry `json:"registries,omitempty"`

@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -38,6 +39,7 @@ func (s Site) Create(ctx context.Context, name string, f File, o Options) (Clust
 		return c, err
 	}
 	defer release()
+	absent := c.absent()
 	err = s.make(ctx, c, o.Wait)
 	if ctx.Err() != nil {
 		err = ErrInterrupted
@@ -47,8 +49,29 @@ func (s Site) Create(ctx context.Context, name string, f File, o Options) (Clust
 	}
 	done := s.Step("Removing what was made")
 	gone := s.remove(context.WithoutCancel(ctx), name)
+	for _, dir := range absent {
+		_ = os.Remove(dir) // unless something was put there
+	}
 	done(gone)
 	return c, errors.Join(err, gone)
+}
+
+// absent are the folders that extraMounts lead to and that are not there yet, each before
+// the one that it is in.
+func (c Cluster) absent() []string {
+	var out []string
+	for _, n := range c.Nodes {
+		for _, m := range n.Mounts {
+			for dir := m.From; ; dir = filepath.Dir(dir) {
+				if _, err := os.Lstat(dir); !errors.Is(err, fs.ErrNotExist) {
+					break
+				}
+				out = append(out, dir)
+			}
+		}
+	}
+	slices.SortFunc(out, func(a, b string) int { return len(b) - len(a) })
+	return out
 }
 
 // begin decides about a cluster and takes its name, its network and its ports, one
@@ -71,6 +94,10 @@ func (s Site) begin(ctx context.Context, name string, f File, o Options) (Cluste
 		var at netip.AddrPort
 		at, err = listen(netip.AddrFrom4([4]byte{127, 0, 0, 1}), int32(o.RegistryPort), "tcp")
 		c.Registry = at.Port()
+		err = errors.Join(err, c.apart())
+	}
+	if err == nil {
+		err = s.promised(c)
 	}
 	if err != nil {
 		_ = os.Remove(s.Dir) // which is empty if this is the first

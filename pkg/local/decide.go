@@ -24,7 +24,7 @@ const serverTaint = "node-role.kubernetes.io/control-plane=:NoSchedule"
 
 // decide makes a cluster of a file. It looks at this machine and changes nothing.
 func (s Site) decide(name string, f File) (Cluster, error) {
-	c := Cluster{Name: name, Search: f.Networking.DNSSearch, Shared: Settings{}, Common: Settings{}}
+	c := Cluster{Name: name, Search: f.Networking.DNSSearch, Patches: f.KubeadmPatches, Shared: Settings{}, Common: Settings{}}
 	families := map[string][]bool{"": {false}, "ipv4": {false}, "ipv6": {true}, "dual": {false, true}}[f.Networking.Family]
 	var errs []error
 	blame := func(place string, err error) {
@@ -72,6 +72,7 @@ func (s Site) decide(name string, f File) (Cluster, error) {
 	}
 	blame("", s.populate(&c, f))
 	blame("", c.apart())
+	blame("", c.uncovered())
 	if len(errs) > 0 {
 		return c, errors.Join(errs...)
 	}
@@ -88,6 +89,9 @@ func (c Cluster) apart() error {
 		at              netip.AddrPort
 	}
 	doors := []door{{"networking.apiServerPort", "tcp", c.API}}
+	if c.Registry != 0 {
+		doors = append(doors, door{"--registry-port", "tcp", c.registryAt()})
+	}
 	for i, n := range c.Nodes {
 		for j, p := range n.Ports {
 			doors = append(doors, door{fmt.Sprintf("nodes[%d].extraPortMappings[%d].hostPort", i, j), p.Protocol, p.Listen})
@@ -99,6 +103,60 @@ func (c Cluster) apart() error {
 			everywhere := d.at.Addr().IsUnspecified() || other.at.Addr().IsUnspecified()
 			if d.protocol == other.protocol && d.at.Port() == other.at.Port() && (everywhere || d.at.Addr() == other.at.Addr()) {
 				errs = append(errs, fmt.Errorf("%s: %s port %s is that of %s too; choose another", d.where, strings.ToUpper(d.protocol), d.at, other.where))
+			}
+		}
+	}
+	return unfit(errors.Join(errs...))
+}
+
+// promised says which ports of the host are those of other clusters, which may be off.
+func (s Site) promised(c Cluster) error {
+	names, err := s.Names()
+	if err != nil {
+		return err
+	}
+	for _, name := range names {
+		other, err := s.Load(name)
+		if err != nil || name == c.Name {
+			continue
+		}
+		both := Cluster{API: c.API, Registry: c.Registry, Nodes: slices.Clone(c.Nodes)}
+		theirs := Node{Ports: []Port{{Listen: other.API, Protocol: "tcp"}}}
+		if other.Registry != 0 {
+			theirs.Ports = append(theirs.Ports, Port{Listen: other.registryAt(), Protocol: "tcp"})
+		}
+		for _, n := range other.Nodes {
+			theirs.Ports = append(theirs.Ports, n.Ports...)
+		}
+		both.Nodes = append(both.Nodes, theirs)
+		if both.apart() != nil {
+			return Unfit{fmt.Errorf("cluster %s, which is there too, has a port of this host that this one asks for: one of %s; choose another, or remove that cluster with: podo cluster delete --name %[1]s",
+				name, strings.Join(theirs.listening(), ", "))}
+		}
+	}
+	return nil
+}
+
+// registryAt is where the host has a cluster's registry.
+func (c Cluster) registryAt() netip.AddrPort {
+	return netip.AddrPortFrom(netip.AddrFrom4([4]byte{127, 0, 0, 1}), c.Registry)
+}
+
+func (n Node) listening() []string {
+	var out []string
+	for _, p := range n.Ports {
+		out = append(out, p.Listen.String())
+	}
+	return out
+}
+
+// uncovered says which mounts would hide what podo itself reads.
+func (c Cluster) uncovered() error {
+	var errs []error
+	for i, n := range c.Nodes {
+		for j, m := range n.Mounts {
+			if c.Hosts != "" && (m.To == c.Hosts || strings.HasPrefix(m.To, c.Hosts+"/")) {
+				errs = append(errs, fmt.Errorf("nodes[%d].extraMounts[%d].containerPath: %s is where this file has registries described to nodes, and cannot be mounted; write hosts.toml files there with podo cluster node exec, or name mirrors in containerdConfigPatches", i, j, m.To))
 			}
 		}
 	}
@@ -155,9 +213,13 @@ func (s Site) populate(c *Cluster, f File) error {
 		}
 	}
 	var errs []error
+	said := map[string]bool{}
 	for i, n := range nodes {
 		at := fmt.Sprintf("nodes[%d]", i)
-		made := s.newNode(*c, n.Role)
+		made, err := s.newNode(*c, n.Role)
+		if err != nil {
+			return errors.Join(append(errs, err)...)
+		}
 		if n.Role == ControlPlane && workers > 0 {
 			made.Settings.add("node-taint", serverTaint)
 		}
@@ -168,8 +230,9 @@ func (s Site) populate(c *Cluster, f File) error {
 		whole := patches{cluster: c, node: &made, first: isFirst, whole: true}
 		own := patches{cluster: c, node: &made, first: isFirst}
 		// What is said of all nodes is read once for each, and complained about once.
-		if err := whole.lay(f.KubeadmPatches, "kubeadmConfigPatches"); err != nil && i == 0 {
+		if err := whole.lay(f.KubeadmPatches, "kubeadmConfigPatches"); err != nil && !said[err.Error()] {
 			errs = append(errs, err)
+			said[err.Error()] = true
 		}
 		errs = append(errs, own.lay(n.KubeadmPatches, at+".kubeadmConfigPatches"))
 		if slices.Contains(c.names(), made.Name) {
@@ -187,17 +250,25 @@ func (s Site) populate(c *Cluster, f File) error {
 	return errors.Join(errs...)
 }
 
-// newNode is one more node, with the name that kind would give it.
-func (s Site) newNode(c Cluster, role Role) Node {
-	number := first
+// newNode is one more node, with the name that kind would give it. The address of one that
+// is gone is given away last.
+func (s Site) newNode(c Cluster, role Role) (Node, error) {
+	number, has := first, map[int]bool{}
 	for _, n := range c.Nodes {
-		number = max(number, n.Number+1)
+		number, has[n.Number] = max(number, n.Number+1), true
+	}
+	if number > last {
+		for number = first; has[number]; number++ {
+		}
+	}
+	if number > last {
+		return Node{}, Unfit{fmt.Errorf("a cluster has room for %d nodes", last-first+1)}
 	}
 	name, taken := c.Name+"-"+string(role), append(c.names(), c.Gone...)
 	for i := 2; slices.Contains(taken, name); i++ {
 		name = fmt.Sprintf("%s-%s%d", c.Name, role, i)
 	}
-	return Node{Name: name, Role: role, Number: number, Podo: s.Exe, Settings: Settings{}}
+	return Node{Name: name, Role: role, Number: number, Podo: s.Exe, Settings: Settings{}}, nil
 }
 
 // equip gives a node what is said of it alone. Its ports are open to all of the family
@@ -207,10 +278,13 @@ func (s Site) equip(n *Node, f NodeFile, v6 bool, at string) error {
 	for _, k := range slices.Sorted(maps.Keys(f.Labels)) {
 		n.Settings.add("node-label", k+"="+f.Labels[k])
 	}
-	for _, m := range f.Mounts {
+	for i, m := range f.Mounts {
 		from, err := filepath.Abs(m.Host)
 		if err != nil {
 			return err
+		}
+		if dir := readOnly(m.Container); dir != "" {
+			errs = append(errs, Unfit{fmt.Errorf("%s.extraMounts[%d].containerPath: there is no %s on this machine, and nodes have its %s as it is; make it here, empty, or choose another path", at, i, m.Container, dir)})
 		}
 		follow, _ := propagation(m.Propagation)
 		n.Mounts = append(n.Mounts, Mount{From: from, To: filepath.Clean(m.Container), ReadOnly: m.ReadOnly, Follow: follow})

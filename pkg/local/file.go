@@ -308,7 +308,7 @@ func (f File) mistakes() []error {
 // isNodesOwn reports whether a path is one that podo needs as it is.
 func isNodesOwn(path string) bool {
 	path = filepath.Clean(path)
-	return slices.Contains([]string{"/", "/dev", "/etc", "/etc/podo", "/proc", "/run", "/sys", "/var", "/var/lib", "/var/lib/podo"}, path) || strings.HasPrefix(path, "/proc/")
+	return slices.Contains([]string{"/", "/dev", "/etc", "/etc/podo", "/opt", "/opt/podo", "/opt/podo/bin", "/proc", "/run", "/sys", "/var", "/var/lib", "/var/lib/podo"}, path) || strings.HasPrefix(path, "/proc/")
 }
 
 func (p PortFile) mistakes(at string) []error {

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"reflect"
@@ -191,12 +192,21 @@ func TestPatches(t *testing.T) {
 			patch: "kind: KubeProxyConfiguration\nmode: iptables\nconntrack: {maxPerCore: 0}\n",
 			of:    "c-worker", want: map[string]any{"kube-proxy-arg": []string{"proxy-mode=iptables", "conntrack-max-per-core=0"}},
 		},
-		"another kind":         {patch: "kind: Pod\n", err: `kubeadmConfigPatches[0]: kind: "Pod" is none that podo knows`},
-		"what is not read":     {patch: "kind: ClusterConfiguration\napiServer: {extraVolumes: []}\n", err: "kubeadmConfigPatches[0]: line 2: apiServer.extraVolumes: podo has no kubeadm"},
-		"init of a worker":     {patch: "kind: InitConfiguration\n", node: true, err: "nodes[1].kubeadmConfigPatches[0]: kind: InitConfiguration: means nothing to this node"},
-		"a cluster's, of one":  {patch: "kind: ClusterConfiguration\n", node: true, err: "belongs to the cluster"},
-		"two nodes of a name":  {patch: "kind: JoinConfiguration\nnodeRegistration: {name: c-control-plane}\n", node: true, err: "nodes[1]: another node is called c-control-plane too"},
-		"verbosity, no number": {patch: "kind: ClusterConfiguration\nscheduler: {extraArgs: {v: high}}\n", err: `v: "high" is not a number`},
+		"a flag that is given twice": {
+			patch: "kind: ClusterConfiguration\napiServer: {extraArgs: [{name: tls-sni-cert-key, value: a}, {name: tls-sni-cert-key, value: b}]}\n",
+			of:    "c-control-plane", want: map[string]any{"kube-apiserver-arg": []string{"tls-sni-cert-key=a", "tls-sni-cert-key=b"}},
+		},
+		"a flag without a name": {patch: "kind: ClusterConfiguration\nscheduler:\n  extraArgs:\n  - {nme: a, value: b}\n", err: "line 4: a flag without a name"},
+		"a flag with more":      {patch: "kind: ClusterConfiguration\nscheduler: {extraArgs: [{name: a, value: b, valeu: c}]}\n", err: "a flag has name and value, and nothing else"},
+		"two documents":         {patch: "kind: KubeletConfiguration\n---\nkind: KubeletConfiguration\n", err: "kubeadmConfigPatches[0]: holds more than one document"},
+		"nothing":               {patch: "", err: "kubeadmConfigPatches[0]: is empty"},
+		"of those that join":    {patch: "kind: JoinConfiguration\nnodeRegistration: {kubeletExtraArgs: {v: high}}\n", err: `v: "high" is not a number`},
+		"another kind":          {patch: "kind: Pod\n", err: `kubeadmConfigPatches[0]: kind: "Pod" is none that podo knows`},
+		"what is not read":      {patch: "kind: ClusterConfiguration\napiServer: {extraVolumes: []}\n", err: "kubeadmConfigPatches[0]: line 2: apiServer.extraVolumes: podo has no kubeadm"},
+		"init of a worker":      {patch: "kind: InitConfiguration\n", node: true, err: "nodes[1].kubeadmConfigPatches[0]: kind: InitConfiguration: means nothing to this node"},
+		"a cluster's, of one":   {patch: "kind: ClusterConfiguration\n", node: true, err: "belongs to the cluster"},
+		"two nodes of a name":   {patch: "kind: JoinConfiguration\nnodeRegistration: {name: c-control-plane}\n", node: true, err: "nodes[1]: another node is called c-control-plane too"},
+		"verbosity, no number":  {patch: "kind: ClusterConfiguration\nscheduler: {extraArgs: {v: high}}\n", err: `v: "high" is not a number`},
 	}
 	for name, tt := range tests {
 		t.Run(name, func(t *testing.T) {
@@ -254,7 +264,13 @@ func TestRefusals(t *testing.T) {
 		"a taint":                {File{KubeadmPatches: []string{"kind: InitConfiguration\nnodeRegistration: {taints: [{key: a, effect: Foo}]}"}}, `node-taint: "a=:Foo"`},
 		"the nodes' own range":   {File{Networking: Networking{PodSubnet: "10.111.0.0/16"}}, "leave nothing of 10.111.0.0/16"},
 		"more of kubeadm's":      {File{KubeadmPatches: []string{"kind: ClusterConfiguration\nimageRepository: x"}}, "imageRepository: podo has no kubeadm, and cannot do what this says; of this object it reads apiServer, controllerManager, scheduler, etcd, networking"},
-		"containerd's settings":  {File{ContainerdPatches: []string{"[plugins.x]\na = 1\n"}}, "containerdConfigPatches[0]: plugins.x.a: podo reads what concerns registries alone"},
+		"a mount of registries": {File{
+			ContainerdPatches: []string{"[plugins.\"io.containerd.grpc.v1.cri\".registry]\nconfig_path = \"/etc/containerd/certs.d\"\n"},
+			Nodes:             []NodeFile{{Mounts: []MountFile{{Host: "/tmp", Container: "/etc/containerd/certs.d/a.example"}}}},
+		}, "nodes[0].extraMounts[0].containerPath: /etc/containerd/certs.d/a.example is where this file has registries described"},
+		"a mount in what is the host's": {File{Nodes: []NodeFile{{Mounts: []MountFile{{Host: "/tmp", Container: "/usr/no-such/x"}}}}}, "there is no /usr/no-such/x on this machine, and nodes have its /usr as it is"},
+		"too many nodes":                {File{Nodes: make([]NodeFile, 245)}, "room for 244 nodes"},
+		"containerd's settings":         {File{ContainerdPatches: []string{"[plugins.x]\na = 1\n"}}, "containerdConfigPatches[0]: plugins.x.a: podo reads what concerns registries alone"},
 	}
 	for name, tt := range tests {
 		t.Run(name, func(t *testing.T) {
@@ -275,6 +291,67 @@ func TestRefusedAtOnce(t *testing.T) {
 	for _, want := range []string{"networking.podSubnet", "containerdConfigPatches[0]", "nodes[0].image"} {
 		if err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("nothing of %q in: %v", want, err)
+		}
+	}
+}
+
+// TestNumbers: addresses of nodes that are gone are given away when there are no others.
+func TestNumbers(t *testing.T) {
+	s, c := Site{Dir: t.TempDir()}, Cluster{Name: "c"}
+	for _, want := range []int{11, 12, 13} {
+		n, err := s.newNode(c, Worker)
+		if err != nil || n.Number != want {
+			t.Fatalf("number %d, %v, want %d", n.Number, err, want)
+		}
+		c.Nodes = append(c.Nodes, n)
+	}
+	c.Nodes = append(c.Nodes[:1], c.Nodes[2], Node{Name: "c-worker9", Number: 254})
+	if n, err := s.newNode(c, Worker); err != nil || n.Number != 12 {
+		t.Errorf("number %d, %v, want 12", n.Number, err)
+	}
+}
+
+// TestPromised: what belongs to a cluster that is off belongs to no other.
+func TestPromised(t *testing.T) {
+	s := Site{Dir: t.TempDir()}
+	at := func(port uint16) netip.AddrPort { return netip.AddrPortFrom(netip.MustParseAddr("127.0.0.1"), port) }
+	off := Cluster{Name: "off", API: at(7001), Registry: 7002, Nodes: []Node{{Ports: []Port{{Listen: at(7003), Protocol: "udp"}}}}}
+	if err := os.Mkdir(s.dir("off"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.save(off); err != nil {
+		t.Fatal(err)
+	}
+	for name, tt := range map[string]struct {
+		c    Cluster
+		fits bool
+	}{
+		"its API's":        {Cluster{API: at(7001)}, false},
+		"its registry's":   {Cluster{API: at(7002)}, false},
+		"of its registry":  {Cluster{API: at(8001), Registry: 7001}, false},
+		"of its node":      {Cluster{API: at(8001), Nodes: []Node{{Ports: []Port{{Listen: at(7003), Protocol: "udp"}}}}}, false},
+		"another protocol": {Cluster{API: at(7003)}, true},
+		"others":           {Cluster{API: at(8001), Registry: 8002}, true},
+	} {
+		if err := s.promised(tt.c); (err == nil) != tt.fits {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
+// TestOverlay: a patch changes what it names and leaves the rest.
+func TestOverlay(t *testing.T) {
+	f := File{KubeadmPatches: []string{
+		"kind: KubeletConfiguration\nevictionHard: {memory.available: 1Gi, nodefs.available: 5%}\n",
+		"kind: KubeletConfiguration\nevictionHard: {nodefs.available: 6%}\nmaxPods: 9\n",
+	}}
+	c, err := settled(t, f)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, want := range []string{"memory.available: 1Gi", "nodefs.available: 6%", "maxPods: 9"} {
+		if !strings.Contains(c.Nodes[0].Kubelet, want) {
+			t.Errorf("nothing of %q in\n%s", want, c.Nodes[0].Kubelet)
 		}
 	}
 }

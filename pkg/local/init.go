@@ -28,6 +28,9 @@ const seatFile = 4
 // errNever is the last word of a node whose podo would refuse its settings again and again.
 var errNever = errors.New("podo was asked for something that can never be")
 
+// refusal is how long podo may take to see that it can never do what it was asked for.
+const refusal = 20 * time.Second
+
 // Init is the life of a node's first process: it keeps podo running and buries the dead.
 // When ctx ends it lets pods and podo end, and returns; the node ends with the process.
 func Init(ctx context.Context, role Role) error {
@@ -47,13 +50,14 @@ func Init(ctx context.Context, role Role) error {
 		verb = "agent"
 	}
 	for ctx.Err() == nil {
+		began := time.Now()
 		code, err := run(ctx, verb)
 		if err != nil {
 			return err
 		}
 		if ctx.Err() == nil {
 			fmt.Fprintf(os.Stderr, "podo %s ended with %d\n", verb, code)
-			if code == 2 {
+			if code == 2 && time.Since(began) < refusal { // later it is how Go ends a program that broke down
 				return errNever
 			}
 			time.Sleep(time.Second)

@@ -259,10 +259,7 @@ func (s Site) spec(c Cluster, n Node, groups machine.Groups) (machine.Spec, erro
 	fresh := func(kind, to, data string, flags uintptr) {
 		spec.Mounts = append(spec.Mounts, machine.Mount{From: kind, To: to, Kind: kind, Data: data, Flags: flags})
 	}
-	for _, path := range []string{
-		"/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/nix", "/etc/ssl", "/etc/pki", "/etc/ca-certificates",
-		"/etc/alternatives", "/etc/ld.so.cache", "/etc/localtime", "/etc/os-release", "/etc/protocols", "/etc/services",
-	} {
+	for _, path := range ofTheHost() {
 		switch info, err := os.Lstat(path); {
 		case errors.Is(err, fs.ErrNotExist):
 		case err != nil:
@@ -315,6 +312,30 @@ func (s Site) spec(c Cluster, n Node, groups machine.Groups) (machine.Spec, erro
 		spec.Mounts = append(spec.Mounts, mount)
 	}
 	return spec, nil
+}
+
+// ofTheHost is what nodes have of this machine, read-only: its programs, and what these
+// cannot do without.
+func ofTheHost() []string {
+	return []string{
+		"/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/nix", "/etc/ssl", "/etc/pki", "/etc/ca-certificates",
+		"/etc/alternatives", "/etc/ld.so.cache", "/etc/localtime", "/etc/os-release", "/etc/protocols", "/etc/services",
+	}
+}
+
+// readOnly is the folder of this machine's that a path of a node lies in, if nothing can be
+// mounted there because it does not exist.
+func readOnly(path string) string {
+	path = filepath.Clean(path)
+	if _, err := os.Stat(path); err == nil {
+		return ""
+	}
+	for _, dir := range ofTheHost() {
+		if _, err := os.Stat(dir); err == nil && strings.HasPrefix(path, dir+"/") {
+			return dir
+		}
+	}
+	return ""
 }
 
 // environment is that of the processes of a node.

@@ -36,8 +36,17 @@ func (s Site) AddNode(ctx context.Context, name string, f NodeFile, wait time.Du
 	case f.Role == ControlPlane && c.servers()[0].Settings["cluster-init"] == nil:
 		return c, Node{}, Unfit{fmt.Errorf("cluster %s was made with one control plane, which keeps its state in SQLite; a cluster that is made with two or more can have others added", name)}
 	}
-	n := s.newNode(c, f.Role)
+	n, err := s.newNode(c, f.Role)
+	if err != nil {
+		return c, n, err
+	}
+	if f.Role == ControlPlane && slices.ContainsFunc(c.Nodes, func(o Node) bool { return o.Role == Worker }) {
+		n.Settings.add("node-taint", serverTaint)
+	}
 	if err := s.equip(&n, f, c.Addr(n).Is6(), "node"); err != nil {
+		return c, n, err
+	}
+	if err := (patches{cluster: &c, node: &n, whole: true}).lay(c.Patches, "kubeadmConfigPatches"); err != nil {
 		return c, n, err
 	}
 	c.Nodes = append(c.Nodes, n)
@@ -152,8 +161,24 @@ func (s Site) drain(ctx context.Context, c Cluster, n Node) error {
 	return nil
 }
 
+// resign has etcd forget a control plane that is about to go: a member that never answers
+// again would count as one that is away. The first one, which stays, is asked for that.
+func (s Site) resign(ctx context.Context, c Cluster, n Node) error {
+	out, err := exec.CommandContext(ctx, s.Exe, "cluster", "node", "exec", "--name", c.Name, c.servers()[0].Name, "--",
+		filepath.Join(programs, "podo"), "etcd", "member-remove", n.Name).CombinedOutput()
+	if err != nil && !strings.Contains(string(out), "has no member") {
+		return fmt.Errorf("remove %s from etcd: %w%s", n.Name, err, tail(string(out), 3))
+	}
+	return nil
+}
+
 // drop turns a node off and removes all of it.
 func (s Site) drop(ctx context.Context, c Cluster, n Node) error {
+	if n.Role == ControlPlane {
+		if err := s.resign(ctx, c, n); err != nil {
+			return err
+		}
+	}
 	if err := s.halt(ctx, c.Name, n.Name, unix.SIGKILL); err != nil {
 		return err
 	}

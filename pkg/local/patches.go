@@ -3,6 +3,7 @@ package local
 import (
 	"errors"
 	"fmt"
+	"io"
 	"maps"
 	"reflect"
 	"slices"
@@ -21,23 +22,33 @@ type patches struct {
 	whole   bool // they are said of all nodes
 }
 
-// extraArgs are flags of a component: a mapping, or a list of names and values.
-type extraArgs map[string]string
+// extraArgs are flags of a component: a mapping, or a list of names and values, in which a
+// name may be given more than once.
+type extraArgs map[string][]string
 
 func (e *extraArgs) UnmarshalYAML(n *yaml.Node) error {
+	*e = extraArgs{}
 	if n.Kind == yaml.MappingNode {
-		return n.Decode((*map[string]string)(e))
+		var flags map[string]string
+		err := n.Decode(&flags)
+		for name, value := range flags {
+			(*e)[name] = []string{value}
+		}
+		return err
 	}
-	var list []struct {
-		Name  string `yaml:"name"`
-		Value string `yaml:"value"`
-	}
+	var list []map[string]string
 	if err := n.Decode(&list); err != nil {
 		return err
 	}
-	*e = extraArgs{}
-	for _, a := range list {
-		(*e)[a.Name] = a.Value
+	for i, a := range list {
+		name, value := a["name"], a["value"]
+		if delete(a, "name"); name == "" {
+			return fmt.Errorf("line %d: a flag without a name", n.Content[i].Line)
+		}
+		if delete(a, "value"); len(a) > 0 {
+			return fmt.Errorf("line %d: a flag has name and value, and nothing else", n.Content[i].Line)
+		}
+		(*e)[name] = append((*e)[name], value)
 	}
 	return nil
 }
@@ -118,9 +129,16 @@ func prefixed(err error, at string) []error {
 }
 
 func (p patches) one(text string) error {
-	var doc yaml.Node
-	if err := yaml.Unmarshal([]byte(text), &doc); err != nil {
+	var doc, more yaml.Node
+	read := yaml.NewDecoder(strings.NewReader(text))
+	switch err := read.Decode(&doc); {
+	case errors.Is(err, io.EOF):
+		return errors.New("is empty; leave it out")
+	case err != nil:
 		return err
+	}
+	if err := read.Decode(&more); !errors.Is(err, io.EOF) {
+		return errors.Join(err, errors.New("holds more than one document; give each a patch of its own"))
 	}
 	var head struct {
 		Kind string `yaml:"kind"`
@@ -197,35 +215,43 @@ func (p patches) components(c clusterConfiguration) error {
 // of their own.
 func (p patches) flags(s Settings, setting string, args extraArgs) error {
 	for _, name := range slices.Sorted(maps.Keys(args)) {
-		value := args[name]
-		switch name {
-		case "feature-gates":
-			for gate := range strings.SplitSeq(value, ",") {
-				name, on, _ := strings.Cut(gate, "=")
-				p.cluster.Common.gate(strings.TrimSpace(name), strings.TrimSpace(on))
+		for _, value := range args[name] {
+			if err := p.flag(s, setting, name, value); err != nil {
+				return err
 			}
-		case "v":
-			n, err := strconv.Atoi(value)
-			if err != nil {
-				return fmt.Errorf("extraArgs: v: %q is not a number", value)
-			}
-			s["v"] = n
-		case "bind-address", "service-node-port-range":
-			if setting == "kube-apiserver-arg" {
-				s[name] = value // a setting of podo's by the same name
-				continue
-			}
-			s.add(setting, name+"="+value)
-		case "listen-metrics-urls":
-			if setting != "etcd-arg" || !strings.Contains(value, "0.0.0.0") {
-				s.add(setting, name+"="+value)
-				continue
-			}
-			s["etcd-expose-metrics"] = true
-			s.add(setting) // asks for etcd all the same
-		default:
-			s.add(setting, name+"="+value)
 		}
+	}
+	return nil
+}
+
+func (p patches) flag(s Settings, setting, name, value string) error {
+	switch name {
+	case "feature-gates":
+		for gate := range strings.SplitSeq(value, ",") {
+			name, on, _ := strings.Cut(gate, "=")
+			p.cluster.Common.gate(strings.TrimSpace(name), strings.TrimSpace(on))
+		}
+	case "v":
+		n, err := strconv.Atoi(value)
+		if err != nil {
+			return fmt.Errorf("extraArgs: v: %q is not a number", value)
+		}
+		s["v"] = n
+	case "bind-address", "service-node-port-range":
+		if setting == "kube-apiserver-arg" {
+			s[name] = value // a setting of podo's by the same name
+			return nil
+		}
+		s.add(setting, name+"="+value)
+	case "listen-metrics-urls":
+		if setting != "etcd-arg" || !strings.Contains(value, "0.0.0.0") {
+			s.add(setting, name+"="+value)
+			return nil
+		}
+		s["etcd-expose-metrics"] = true
+		s.add(setting) // asks for etcd all the same
+	default:
+		s.add(setting, name+"="+value)
 	}
 	return nil
 }
@@ -244,8 +270,10 @@ func (p patches) register(n nodeConfiguration) error {
 	}
 	args := maps.Clone(r.Args)
 	for flag, setting := range map[string]string{"node-labels": "node-label", "register-with-taints": "node-taint"} {
-		if args[flag] != "" {
-			s.add(setting, strings.Split(args[flag], ",")...)
+		for _, value := range args[flag] {
+			if value != "" {
+				s.add(setting, strings.Split(value, ",")...)
+			}
 		}
 		delete(args, flag)
 	}
@@ -268,11 +296,23 @@ func (p patches) kubelet(doc *yaml.Node) error {
 	}
 	delete(more, "featureGates")
 	delete(more, "metadata")
-	maps.Copy(own, more)
+	overlay(own, more)
 	own["apiVersion"] = "kubelet.config.k8s.io/v1beta1"
 	text, err := yaml.Marshal(own)
 	p.node.Kubelet = string(text)
 	return err
+}
+
+// overlay lays one object over another. Lists are replaced.
+func overlay(under, over map[string]any) {
+	for name, value := range over {
+		below, ok := under[name].(map[string]any)
+		if more, is := value.(map[string]any); ok && is {
+			overlay(below, more)
+			continue
+		}
+		under[name] = value
+	}
 }
 
 func (p patches) proxy(c proxyConfiguration) error {

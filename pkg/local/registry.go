@@ -197,7 +197,7 @@ func (r registryServer) Run(ctx context.Context, ready func()) error {
 
 // doors are where the cluster's registry listens.
 func (c Cluster) doors() []netip.AddrPort {
-	out := []netip.AddrPort{netip.AddrPortFrom(netip.AddrFrom4([4]byte{127, 0, 0, 1}), c.Registry)}
+	out := []netip.AddrPort{c.registryAt()}
 	for _, r := range c.Ranges {
 		out = append(out, netip.AddrPortFrom(machine.Nth(r, 1), c.Registry))
 	}

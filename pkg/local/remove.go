@@ -7,8 +7,11 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
+	"strings"
 	"time"
 
+	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
 	"github.com/podo-dev/podo/pkg/machine"
@@ -21,6 +24,13 @@ func (s Site) Delete(ctx context.Context, name string) error {
 		return Unfit{err}
 	}
 	release, err := hold(ctx, s.dir(name))
+	if errors.Is(err, fs.ErrNotExist) {
+		stray, e := s.Strays()
+		if !slices.Contains(stray, name) {
+			return errors.Join(err, e)
+		}
+		release, err = func() {}, nil
+	}
 	if err != nil {
 		return err
 	}
@@ -29,6 +39,31 @@ func (s Site) Delete(ctx context.Context, name string) error {
 		return err
 	}
 	return s.remove(ctx, name)
+}
+
+// Strays are clusters whose files somebody has removed, and whose nodes or network are
+// there yet.
+func (s Site) Strays() ([]string, error) {
+	names, err := s.Names()
+	if err != nil {
+		return nil, err
+	}
+	links, err := netlink.LinkList()
+	if err != nil && !errors.Is(err, netlink.ErrDumpInterrupted) {
+		return nil, fmt.Errorf("list links: %w", err)
+	}
+	groups, _ := machine.FindGroups() // without any there are no nodes
+	var found []string
+	for _, l := range links {
+		if name, ok := strings.CutPrefix(l.Attrs().Alias, alias("")); ok {
+			found = append(found, name)
+		}
+	}
+	for _, g := range groups.List(groupOf("")) {
+		found = append(found, strings.TrimPrefix(g, groupOf("")))
+	}
+	slices.Sort(found)
+	return slices.DeleteFunc(slices.Compact(found), func(name string) bool { return slices.Contains(names, name) }), nil
 }
 
 // tools unpacks what this package itself executes. Whoever calls it has them in its PATH.

@@ -85,8 +85,11 @@ func (s seat) end(ctx context.Context, signal unix.Signal, patience time.Duratio
 				return nil
 			}
 		}
-		if signal == unix.SIGKILL {
-			return errors.Join(fmt.Errorf("process %d does not end", pid), ctx.Err())
+		switch {
+		case ctx.Err() != nil:
+			return fmt.Errorf("wait for process %d: %w", pid, context.Cause(ctx))
+		case signal == unix.SIGKILL:
+			return fmt.Errorf("process %d does not end", pid)
 		}
 		signal, deadline = unix.SIGKILL, time.Now().Add(10*time.Second)
 	}

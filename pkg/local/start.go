@@ -11,14 +11,14 @@ import (
 
 // Stop turns a cluster off. Its state stays, and Start brings it back.
 func (s Site) Stop(ctx context.Context, name string) error {
-	if _, err := s.Load(name); err != nil {
-		return err
-	}
 	release, err := hold(ctx, s.dir(name))
 	if err != nil {
 		return err
 	}
 	defer release()
+	if _, err := s.Load(name); err != nil {
+		return err
+	}
 	if err := s.tools(ctx); err != nil {
 		return err
 	}
@@ -43,6 +43,9 @@ func (s Site) Start(ctx context.Context, name string, wait time.Duration) (Clust
 		return c, err
 	}
 	defer release()
+	if c, err = s.Load(name); err != nil { // somebody else may have had it until now
+		return c, err
+	}
 	if err := s.tools(ctx); err != nil {
 		return c, err
 	}

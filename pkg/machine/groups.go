@@ -156,6 +156,20 @@ func delegate(dir string) {
 	}
 }
 
+// List names the groups that begin with prefix.
+func (g Groups) List(prefix string) []string {
+	var out []string
+	for _, t := range g.Trees {
+		found, _ := filepath.Glob(filepath.Join(t.Dir, prefix+"*"))
+		for _, dir := range found {
+			if name := filepath.Base(dir); !slices.Contains(out, name) {
+				out = append(out, name)
+			}
+		}
+	}
+	return out
+}
+
 // Processes are those in a group and in those below it.
 func (g Groups) Processes(name string) []int {
 	var out []int

@@ -46,12 +46,21 @@ func (m Mount) do() error {
 	}
 	err := m.attach()
 	if err == nil && m.Flags&unix.MS_BIND != 0 && m.Flags&unix.MS_RDONLY != 0 {
-		err = unix.Mount("", m.To, "", unix.MS_BIND|unix.MS_REMOUNT|unix.MS_RDONLY, "") // takes a second call
+		err = m.seal()
 	}
 	if err != nil {
 		return fmt.Errorf("mount %s%s at %s: %w", m.Kind, m.From, m.To, err)
 	}
 	return nil
+}
+
+// seal makes a bind mount read-only, which takes a second call, with all that is mounted
+// below it.
+func (m Mount) seal() error {
+	if m.Flags&unix.MS_REC == 0 && m.Follow == 0 {
+		return unix.Mount("", m.To, "", unix.MS_BIND|unix.MS_REMOUNT|unix.MS_RDONLY, "")
+	}
+	return unix.MountSetattr(unix.AT_FDCWD, m.To, unix.AT_RECURSIVE, &unix.MountAttr{Attr_set: unix.MOUNT_ATTR_RDONLY})
 }
 
 func (m Mount) attach() error {

@@ -57,6 +57,9 @@ func (p Paths) Layout() string { return filepath.Join(p.Data, "layout") }
 // Kubernetes holds the version of Kubernetes that last ran on the data directory.
 func (p Paths) Kubernetes() string { return filepath.Join(p.Data, "kubernetes") }
 
+// Outside lists the files that podo was told to write elsewhere.
+func (p Paths) Outside() string { return filepath.Join(p.Data, "outside") }
+
 // Shape holds the settings that a cluster keeps for life.
 func (p Paths) Shape() string { return filepath.Join(p.Data, "server", "shape.json") }
 

@@ -76,9 +76,14 @@ func Parse(path string, text []byte) (File, error) {
 }
 
 type parser struct {
-	path string
-	errs []error
+	path    string
+	errs    []error
+	merging []*yaml.Node
+	merges  int
 }
+
+// maxMerges is how many << are followed: each may double what is to be read.
+const maxMerges = 1000
 
 func (p *parser) failf(n *yaml.Node, format string, args ...any) {
 	p.errs = append(p.errs, fmt.Errorf("%s:%d: "+format, append([]any{p.path, n.Line}, args...)...))
@@ -86,10 +91,19 @@ func (p *parser) failf(n *yaml.Node, format string, args ...any) {
 
 // document returns what the file holds, or nil if that is nothing.
 func (p *parser) document(text []byte) *yaml.Node {
-	var doc yaml.Node
-	err := yaml.NewDecoder(bytes.NewReader(text)).Decode(&doc)
+	var doc, more yaml.Node
+	read := yaml.NewDecoder(bytes.NewReader(text))
+	err := read.Decode(&doc)
 	if errors.Is(err, io.EOF) {
 		return nil
+	}
+	if err == nil {
+		switch err = read.Decode(&more); {
+		case err == nil:
+			p.failf(&more, "a second document begins here; write all into one")
+		case errors.Is(err, io.EOF):
+			err = nil
+		}
 	}
 	if err != nil {
 		p.errs = append(p.errs, fmt.Errorf("%s: not valid YAML: %s", p.path, strings.TrimPrefix(err.Error(), "yaml: ")))
@@ -109,14 +123,50 @@ func (p *parser) fields(n *yaml.Node, read func(key, value *yaml.Node)) {
 		return
 	}
 	seen := map[string]int{}
+	var merged []*yaml.Node
 	for i := 0; i+1 < len(n.Content); i += 2 {
 		key := n.Content[i]
+		if key.Tag == "!!merge" {
+			merged = append(merged, resolve(n.Content[i+1]))
+			continue
+		}
 		if at := seen[key.Value]; at > 0 {
 			p.failf(key, "%q is here again, after line %d; remove one", key.Value, at)
 			continue
 		}
 		seen[key.Value] = key.Line
 		read(key, resolve(n.Content[i+1]))
+	}
+	for _, from := range merged {
+		p.merge(from, func(key, value *yaml.Node) {
+			if seen[key.Value] == 0 {
+				seen[key.Value] = key.Line
+				read(key, value)
+			}
+		})
+	}
+}
+
+// merge is fields for what "<<" names: a mapping or a list of them.
+func (p *parser) merge(from *yaml.Node, read func(key, value *yaml.Node)) {
+	if slices.Contains(p.merging, from) {
+		p.failf(from, "this is merged into itself; remove the << in it")
+		return
+	}
+	if p.merges++; p.merges >= maxMerges {
+		if p.merges == maxMerges {
+			p.failf(from, "more than %d << are too many; write out what they name", maxMerges)
+		}
+		return
+	}
+	p.merging = append(p.merging, from)
+	defer func() { p.merging = p.merging[:len(p.merging)-1] }()
+	if from.Kind != yaml.SequenceNode {
+		p.fields(from, read)
+		return
+	}
+	for _, item := range from.Content {
+		p.merge(resolve(item), read)
 	}
 }
 
@@ -177,7 +227,7 @@ func (p *parser) endpoints(n *yaml.Node) []*url.URL {
 		item = resolve(item)
 		u, err := endpointURL(item.Value)
 		if err != nil {
-			p.failf(item, "endpoint %q: %w", item.Value, err)
+			p.failf(item, "endpoint %q: %w", concealed(item.Value), err)
 			continue
 		}
 		if !slices.ContainsFunc(out, func(o *url.URL) bool { return *o == *u }) {
@@ -305,6 +355,14 @@ func resolve(n *yaml.Node) *yaml.Node {
 		return n.Alias
 	}
 	return n
+}
+
+// concealed is an endpoint as it may be shown.
+func concealed(endpoint string) string {
+	if u, err := url.Parse(endpoint); err == nil {
+		return u.Redacted()
+	}
+	return endpoint
 }
 
 // endpointURL is what is written as an endpoint, with all that it leaves out.

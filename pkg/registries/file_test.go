@@ -59,6 +59,9 @@ func TestEndpoints(t *testing.T) {
 		"itself first": {text: "mirrors: {docker.io: {endpoint: [\"https://docker.io\", \"https://a.example.com\", \"https://a.example.com/\"]}}", want: map[string]string{
 			"docker.io": "https://registry-1.docker.io/v2 https://a.example.com/v2",
 		}},
+		"what others say too": {text: "mirrors:\n  docker.io: &m {endpoint: [a.example.com]}\n  quay.io: {<<: *m}\n  ghcr.io: {<<: [*m], endpoint: [b.example.com]}\n", noDefault: true, want: map[string]string{
+			"docker.io": "https://a.example.com/v2", "quay.io": "https://a.example.com/v2", "ghcr.io": "https://b.example.com/v2",
+		}},
 		"an empty mirror": {text: "mirrors: {quay.io: }", want: map[string]string{"quay.io": "https://quay.io/v2"}},
 	}
 	for name, tt := range tests {
@@ -108,7 +111,10 @@ func TestMistakes(t *testing.T) {
 		"a strange scheme":        {"mirrors: {a.io: {endpoint: [\"ftp://b.io\"]}}", `endpoint "ftp://b.io": ftp is not spoken by registries`},
 		"no host":                 {"mirrors: {a.io: {endpoint: [\"https://:5000\"]}}", `endpoint "https://:5000": names no host`},
 		"no URL":                  {"mirrors: {a.io: {endpoint: [\"https://b.io:x\"]}}", `endpoint "https://b.io:x": invalid port`},
-		"credentials in a URL":    {"mirrors: {a.io: {endpoint: [\"https://u:p@b.io\"]}}", `write them below configs, as auth of "b.io"`},
+		"credentials in a URL":    {"mirrors: {a.io: {endpoint: [\"https://u:p@b.io\"]}}", `endpoint "https://u:xxxxx@b.io": holds credentials; write them below configs, as auth of "b.io"`},
+		"two documents":           {"mirrors:\n---\nmirrors:\n", "a second document begins here"},
+		"half a second document":  {"mirrors:\n---\nmirrors: [", "not valid YAML"},
+		"merged into itself":      {"mirrors:\n  a.io: &m {<<: *m}\n", "merged into itself"},
 		"a query":                 {"mirrors: {a.io: {endpoint: [\"https://b.io?x=y\"]}}", "ends in a query"},
 		"no expression":           {"mirrors: {a.io: {endpoint: [b.io], rewrite: {\"(\": x}}}", `rewrite "(": not a regular expression`},
 		"a rewrite for nobody":    {"mirrors: {a.io: {rewrite: {a: b}}}", "rewrite: there is no endpoint"},
@@ -134,6 +140,7 @@ func TestMistakes(t *testing.T) {
 func FuzzParse(f *testing.F) {
 	f.Add("mirrors: {\"*\": {endpoint: [a.io], rewrite: {\"(.*)\": x/$1}}}\nconfigs: {a.io: {auth: {auth: dTpw}, tls: {insecure_skip_verify: yes}}}")
 	f.Add("a: &a [*a]")
+	f.Add("mirrors: &m {<<: [*m, *m]}")
 	f.Add("mirrors: &m\n  docker.io: *m")
 	f.Fuzz(func(t *testing.T, text string) {
 		if file, err := Parse("registries.yaml", []byte(text)); err == nil {

@@ -216,6 +216,9 @@ func (m *machine) removeFiles(ctx context.Context) error {
 	for _, link := range m.logLinks() {
 		errs = append(errs, os.Remove(link))
 	}
+	if !m.KeepData {
+		errs = append(errs, m.removeOutside())
+	}
 	folders := m.ownFolders()
 	if !m.KeepData {
 		errs = append(errs, m.removeData())
@@ -245,6 +248,29 @@ func (m *machine) removeFiles(ctx context.Context) error {
 			continue
 		}
 		m.tell("removed %s", path)
+	}
+	return errors.Join(errs...)
+}
+
+// removeOutside removes what podo was told to write elsewhere, and podo's part of a
+// kubeconfig that has become others' too.
+func (m *machine) removeOutside() error {
+	files, err := datadir.Outside(m.real)
+	errs := []error{err}
+	for path, name := range files {
+		removed := name == ""
+		switch info, lerr := os.Lstat(path); {
+		case name != "":
+			removed, err = kubeconfig.Remove(path, name)
+		case lerr != nil || !info.Mode().IsRegular(): // it may have been /dev/null
+			continue
+		default:
+			err = os.Remove(path)
+		}
+		errs = append(errs, err)
+		if removed && err == nil {
+			m.tell("removed what is podo's in %s", path)
+		}
 	}
 	return errors.Join(errs...)
 }

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"net"
 	"os"
 	"os/exec"
@@ -291,6 +292,9 @@ func smallMachine(t *testing.T) {
 	must(t, os.WriteFile(cniResults+"/theirs", nil, 0o600))
 	must(t, os.Symlink("/var/log/pods/ns_pod_123/0.log", paths.ContainerLogs+"/pod.log"))
 	must(t, os.WriteFile(p.ConfigFile(), nil, 0o600))
+	must(t, os.WriteFile(p.Outside(), []byte(`{"/root/podo.log": "", "/dev/null": "", "/root/shared.yaml": "default", "/root/gone": ""}`), 0o644))
+	must(t, os.WriteFile("/root/podo.log", nil, 0o644))
+	must(t, os.WriteFile("/root/shared.yaml", []byte("kind: Config\ncontexts: [{name: default}, {name: work}]\n"), 0o600))
 	must(t, os.WriteFile("/usr/local/bin/podo", nil, 0o755))
 	must(t, os.Symlink("podo", "/usr/local/bin/kubectl"))
 	must(t, os.Symlink("/opt/other/ctr", "/usr/local/bin/ctr"))
@@ -391,7 +395,13 @@ func smallMachine(t *testing.T) {
 			t.Errorf("Uninstall left %s", path)
 		}
 	}
-	for _, path := range installedFiles() {
+	if text, err := os.ReadFile("/root/shared.yaml"); err != nil || strings.Contains(string(text), "default") || !strings.Contains(string(text), "work") {
+		t.Errorf("of a kubeconfig that is others' too, Uninstall left: %v\n%s", err, text)
+	}
+	if info, err := os.Lstat("/dev/null"); err != nil || info.Mode()&fs.ModeCharDevice == 0 {
+		t.Errorf("what was logged to /dev/null: %v, %v", info, err)
+	}
+	for _, path := range append(installedFiles(), "/root/podo.log") {
 		if _, err := os.Lstat(path); err == nil {
 			t.Errorf("Uninstall left %s", path)
 		}

@@ -30,7 +30,14 @@ func anotherShape(t *testing.T) {
 		"--write-kubeconfig", kubeconfig, "--write-kubeconfig-mode", "0644", "--write-kubeconfig-name", "mine", "--log", log,
 		"--feature-gates", "ContextualLogging=false", "--kube-apiserver-arg", "default-not-ready-toleration-seconds=77",
 		"--kube-controller-manager-arg", "terminated-pod-gc-threshold=11", "--kube-scheduler-arg", "kube-api-burst=200", "--kube-proxy-arg", "conntrack-min=1000").ready(t)
-	t.Cleanup(func() { podo("uninstall", "--yes", "--purge") })
+	t.Cleanup(func() {
+		podo("uninstall", "--yes", "--purge")
+		for _, path := range []string{kubeconfig, log} {
+			if _, err := os.Lstat(path); err == nil {
+				t.Errorf("podo uninstall left %s", path)
+			}
+		}
+	})
 	importImages(t)
 
 	if text := srv.written(); strings.TrimSpace(text) != "" {

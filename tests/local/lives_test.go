@@ -1,9 +1,9 @@
 package local
 
 import (
+	"bytes"
 	"fmt"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -42,6 +42,19 @@ func TestSeveralControlPlanes(t *testing.T) {
 	})
 	s.run("cluster", "start", "--name", "ha")
 	c.within(60*time.Second, "all nodes Ready again", c.allReady)
+
+	// etcd counts with one that was removed no more, and with one that was added.
+	s.run("cluster", "node", "remove", "--name", "ha", "ha-control-plane3")
+	if name := s.run("cluster", "node", "add", "--name", "ha", "--role", "control-plane"); name != "ha-control-plane4" {
+		t.Errorf("the added node is called %q", name)
+	}
+	out := c.exec("ha-control-plane", "podo", "etcd", "member-list")
+	if strings.Count(out, "follower")+strings.Count(out, "leader") != 3 || strings.Contains(out, "away") {
+		t.Errorf("members:\n%s", out)
+	}
+	if n := c.nodes()["ha-control-plane4"]; !reserved(n) {
+		t.Errorf("the added control plane takes any pod: %v", n.Spec.Taints)
+	}
 }
 
 // kill ends a node's machine at once.
@@ -94,9 +107,13 @@ spec:
 // Another is killed outright, and its pods move too.
 func TestNodesComeAndGo(t *testing.T) {
 	s := begin(t)
-	c := s.create("grow", head+"nodes: [{role: control-plane}, {role: worker}]\n")
+	c := s.create("grow", head+"nodes: [{role: control-plane}, {role: worker}]\nkubeadmConfigPatches: [\"kind: KubeletConfiguration\\nmaxPods: 77\"]\n")
 	if name := s.run("cluster", "node", "add", "--name", "grow"); name != "grow-worker2" {
 		t.Errorf("the added node is called %q", name)
+	}
+	capacity := c.nodes()["grow-worker2"].Status.Capacity
+	if room := capacity.Pods().Value(); room != 77 {
+		t.Errorf("the added node has room for %d pods, where the file says 77 for all", room)
 	}
 	if out := c.exec("grow-worker", "getent", "hosts", "grow-worker2"); out == "" {
 		t.Error("the node that was there does not know the added one by name")
@@ -183,7 +200,8 @@ spec:
 	c.within(60*time.Second, "the killed node Ready again", c.allReady)
 }
 
-// TestSideBySide: two clusters do not know of each other.
+// TestSideBySide: two clusters do not know of each other. One whose files somebody removed can
+// be deleted all the same.
 func TestSideBySide(t *testing.T) {
 	s := begin(t)
 	a, b := s.create("a", ""), s.create("b", "")
@@ -199,6 +217,15 @@ func TestSideBySide(t *testing.T) {
 	text, err := os.ReadFile(s.kubeconfig)
 	if err != nil || strings.Contains(string(text), "name: podo-a") || !strings.Contains(string(text), "name: podo-b") {
 		t.Errorf("kubeconfig after the delete: %v\n%s", err, text)
+	}
+
+	if err := os.RemoveAll("/var/lib/podo-clusters/b"); err != nil {
+		t.Fatal(err)
+	}
+	s.refused(1, "", []string{"uninstall", "--verify"}, "things are left")
+	s.run("cluster", "delete", "--name", "b")
+	if left := look(t).beside(s.before); len(left) > 0 {
+		t.Errorf("left of a cluster without files:\n%s", strings.Join(left, "\n"))
 	}
 }
 
@@ -299,26 +326,28 @@ spec: {type: NodePort, selector: {app: web}, ports: [{port: 80, targetPort: 8080
 	}
 }
 
-// TestNodeRunsTheBinaryItNames: image is the path of a podo.
+// TestNodeRunsTheBinaryItNames: image is the path of a podo, here of one that calls itself
+// a minor version older, as a node may be.
 func TestNodeRunsTheBinaryItNames(t *testing.T) {
 	s := begin(t)
-	other := os.Getenv("PODO_E2E_OTHER") // of another version, if there is one
-	if other == "" {
-		other = filepath.Join(t.TempDir(), "podo-other")
-		if out, err := exec.Command("cp", s.podo, other).CombinedOutput(); err != nil {
-			t.Fatalf("%v: %s", err, out)
-		}
-	}
-	c := s.create("skew", head+"nodes: [{role: control-plane}, {role: worker, image: "+other+"}]\n")
-	want, err := os.Stat(other)
+	text, err := os.ReadFile(s.podo)
 	if err != nil {
 		t.Fatal(err)
 	}
-	got, err := os.Stat("/var/lib/podo-clusters/skew/nodes/skew-worker/root/opt/podo/bin/podo")
-	if err != nil || got.Size() != want.Size() || !os.SameFile(got, want) {
-		t.Errorf("the worker's podo is another file than %s, %v", other, err)
+	other := filepath.Join(t.TempDir(), "podo-other")
+	if err := os.WriteFile(other, bytes.ReplaceAll(text, []byte("v1.36."), []byte("v1.35.")), 0o755); err != nil {
+		t.Fatal(err)
 	}
-	t.Logf("server: %s; worker: %s", c.exec("skew-control-plane", "podo", "version"), c.exec("skew-worker", "podo", "version"))
+	c := s.create("skew", head+"nodes: [{role: control-plane}, {role: worker, image: "+other+"}]\n")
+	nodes := c.nodes()
+	for name, want := range map[string]string{"skew-control-plane": "v1.36.", "skew-worker": "v1.35."} {
+		if got := nodes[name].Status.NodeInfo.KubeletVersion; !strings.HasPrefix(got, want) {
+			t.Errorf("%s runs %s, want %s", name, got, want)
+		}
+	}
+	c.load()
+	c.apply(web)
+	c.available("web")
 }
 
 // TestRegistry: an image that is pushed to localhost runs on a node, also after a stop.

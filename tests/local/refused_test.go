@@ -1,6 +1,8 @@
 package local
 
 import (
+	"errors"
+	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -56,9 +58,11 @@ func TestRefused(t *testing.T) {
 // what is half there can be deleted.
 func TestInterrupted(t *testing.T) {
 	s := begin(t)
+	mounts := filepath.Join(t.TempDir(), "mounts")
 	interrupt := func(args ...string) string {
-		cmd := exec.Command(s.podo, append([]string{"cluster", "create", "--name", "half"}, args...)...)
+		cmd := exec.Command(s.podo, append([]string{"cluster", "create", "--name", "half", "--config", "-"}, args...)...)
 		cmd.Env = append(os.Environ(), "KUBECONFIG="+s.kubeconfig)
+		cmd.Stdin = strings.NewReader(head + "nodes: [{role: control-plane, extraMounts: [{hostPath: " + mounts + "/a/b, containerPath: /b}]}]\n")
 		var said strings.Builder
 		cmd.Stdout, cmd.Stderr = &said, &said
 		if err := cmd.Start(); err != nil {
@@ -79,6 +83,9 @@ func TestInterrupted(t *testing.T) {
 	interrupt()
 	if left := look(t).beside(s.before); len(left) > 0 {
 		t.Errorf("left after Ctrl-C:\n%s", strings.Join(left, "\n"))
+	}
+	if _, err := os.Stat(mounts); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("the folder of a mount is left: %v", err)
 	}
 	interrupt("--retain")
 	if _, err := os.Stat("/var/lib/podo-clusters/half"); err != nil {

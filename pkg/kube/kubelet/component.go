@@ -140,7 +140,9 @@ func (k *Kubelet) connect(deps *upstream.Dependencies, memory *offline.Memory) e
 	}
 	// Heartbeats must neither queue behind other requests nor wait for ever.
 	patience := min(cfg.NodeStatusUpdateFrequency.Duration, time.Duration(cfg.NodeLeaseDurationSeconds)*time.Second)
-	heartbeat, err := clientset(base, -1, 0, patience)
+	beating := rest.CopyConfig(base)
+	beating.Wrap(func(next http.RoundTripper) http.RoundTripper { return &starting{next: next, node: k.plan.Name} })
+	heartbeat, err := clientset(beating, -1, 0, patience)
 	if err != nil {
 		return err
 	}
