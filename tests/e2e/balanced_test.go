@@ -220,6 +220,26 @@ func survivesForClients(t *testing.T) {
 			res.Body.Close()
 		}
 	})
+	// Why, if pods are taken for not ready: the kubelet has called the node so.
+	var said []string
+	wg.Go(func() {
+		for {
+			select {
+			case <-done:
+				return
+			case <-time.After(200 * time.Millisecond):
+			}
+			nodes, err := s.CoreV1().Nodes().List(s.ctx, metav1.ListOptions{})
+			if err != nil {
+				continue // the API is away
+			}
+			for _, c := range nodes.Items[0].Status.Conditions {
+				if now := fmt.Sprintf("%s: %s", c.Reason, c.Message); c.Type == corev1.NodeReady && c.Status != corev1.ConditionTrue && !slices.Contains(said, now) {
+					said = append(said, now)
+				}
+			}
+		}
+	})
 	time.Sleep(time.Second)
 	theCluster.crash(t)
 	time.Sleep(5 * time.Second)
@@ -232,7 +252,7 @@ func survivesForClients(t *testing.T) {
 	close(done)
 	wg.Wait()
 	if len(failed) > 0 {
-		t.Errorf("%d of %d requests failed: %v", len(failed), asked, failed[:min(len(failed), 5)])
+		t.Errorf("%d of %d requests failed: %v; the node said: %q", len(failed), asked, failed[:min(len(failed), 5)], said)
 	}
 	if asked < 1000 {
 		t.Errorf("only %d requests were made", asked)

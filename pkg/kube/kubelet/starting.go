@@ -28,7 +28,7 @@ const moments = 30 * time.Second
 func premature() [][]byte {
 	return [][]byte{
 		[]byte("container runtime status check may not have completed yet"), []byte("network state unknown"),
-		[]byte("pleg has yet to be successful"), []byte("CSINode is not yet initialized"),
+		[]byte("pleg has yet to be successful"), []byte("CSINode is not yet initialized"), []byte("failed to initialize CSINode"),
 	}
 }
 
