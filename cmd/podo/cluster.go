@@ -433,44 +433,52 @@ func clusterLoad() *cli.Command {
 				return s.LoadArchives(c.Context, cl, c.StringSlice("nodes"), c.Args().Slice())
 			}),
 			load("image", "from the docker or podman of this machine", "IMAGE...", func(c *cli.Context, s local.Site, cl local.Cluster) error {
-				file, remove, err := saveImages(c.Context, c.Args().Slice())
+				files, remove, err := saveImages(c.Context, c.Args().Slice())
 				if err != nil {
 					return err
 				}
 				defer remove()
-				return s.LoadArchives(c.Context, cl, c.StringSlice("nodes"), []string{file})
+				return s.LoadArchives(c.Context, cl, c.StringSlice("nodes"), files)
 			}),
 		},
 	}
 }
 
-// saveImages has the container engine that people build images with write an archive. A
+// saveImages has the container engine that people build images with write archives. A
 // machine may have the client of one and run the other.
-func saveImages(ctx context.Context, images []string) (file string, remove func(), err error) {
+func saveImages(ctx context.Context, images []string) (files []string, remove func(), err error) {
 	dir, err := os.MkdirTemp("/var/tmp", "podo-load-")
 	if err != nil {
-		return "", nil, err
+		return nil, nil, err
 	}
-	file, remove = filepath.Join(dir, "images.tar"), func() { os.RemoveAll(dir) }
+	remove = func() { os.RemoveAll(dir) }
 	var errs []error
-	for _, save := range [][]string{{"docker", "save"}, {"podman", "save", "--multi-image-archive"}} {
+	// podman writes layers as they are in OCI's layout alone, which holds one image.
+	for _, save := range [][]string{{"docker", "save"}, {"podman", "save", "--format=oci-archive"}} {
 		program, err := exec.LookPath(save[0])
 		if err != nil {
 			continue
 		}
-		args := slices.Concat(save[1:], []string{"--output", file}, images)
-		out, err := exec.CommandContext(ctx, program, args...).CombinedOutput()
-		if err == nil {
-			return file, remove, nil
+		files = nil
+		for i, image := range images {
+			file := filepath.Join(dir, fmt.Sprintf("%s-%d.tar", save[0], i))
+			args := slices.Concat(save[1:], []string{"--output", file, image})
+			if out, failed := exec.CommandContext(ctx, program, args...).CombinedOutput(); failed != nil {
+				err = fmt.Errorf("%s save: %w: %s", save[0], failed, strings.TrimSpace(string(out)))
+				break
+			}
+			files = append(files, file)
 		}
-		_ = os.Remove(file) // half of it, for the other to begin anew
-		errs = append(errs, fmt.Errorf("%s save: %w: %s", save[0], err, strings.TrimSpace(string(out))))
+		if err == nil {
+			return files, remove, nil
+		}
+		errs = append(errs, err)
 	}
 	remove()
 	if len(errs) == 0 {
 		errs = append(errs, errors.New("load image: this machine has neither docker nor podman; write an archive where the image is, and use: podo cluster load archive FILE"))
 	}
-	return "", nil, errors.Join(errs...)
+	return nil, nil, errors.Join(errs...)
 }
 
 func clusterNode() *cli.Command {
