@@ -162,14 +162,20 @@ func (s Site) drain(ctx context.Context, c Cluster, n Node) error {
 }
 
 // resign has etcd forget a control plane that is about to go: a member that never answers
-// again would count as one that is away. The first one, which stays, is asked for that.
+// again would count as one that is away. The first one, which stays, is asked for that, for
+// a while: others may just be starting.
 func (s Site) resign(ctx context.Context, c Cluster, n Node) error {
-	out, err := exec.CommandContext(ctx, s.Exe, "cluster", "node", "exec", "--name", c.Name, c.servers()[0].Name, "--",
-		filepath.Join(programs, "podo"), "etcd", "member-remove", n.Name).CombinedOutput()
-	if err != nil && !strings.Contains(string(out), "has no member") {
-		return fmt.Errorf("remove %s from etcd: %w%s", n.Name, err, tail(string(out), 3))
+	for end := time.Now().Add(30 * time.Second); ; {
+		out, err := exec.CommandContext(ctx, s.Exe, "cluster", "node", "exec", "--name", c.Name, c.servers()[0].Name, "--",
+			filepath.Join(programs, "podo"), "etcd", "member-remove", n.Name).CombinedOutput()
+		if err == nil || strings.Contains(string(out), "has no member") {
+			return nil
+		}
+		if ctx.Err() != nil || time.Now().After(end) {
+			return fmt.Errorf("remove %s from etcd: %w%s", n.Name, err, tail(string(out), 1))
+		}
+		time.Sleep(time.Second)
 	}
-	return nil
 }
 
 // drop turns a node off and removes all of it.
