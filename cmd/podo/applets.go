@@ -12,6 +12,7 @@ import (
 	"syscall"
 
 	"github.com/urfave/cli/v2"
+	"go.yaml.in/yaml/v3"
 	"golang.org/x/sys/unix"
 
 	"github.com/podo-dev/podo/pkg/config"
@@ -133,7 +134,7 @@ func clusterKubeconfig(args []string, admin string) (string, error) {
 		return path, f.Close()
 	}
 	switch {
-	case own != "", needsNoCluster(args):
+	case needsNoCluster(args), own != "" && (!errors.Is(err, fs.ErrPermission) || namesContext(args) || isOfPodo(own)):
 		return "", nil
 	case errors.Is(err, fs.ErrPermission):
 		return "", fmt.Errorf("%w; use sudo, or start podo with --write-kubeconfig-mode=644, or copy it once with: sudo podo kubeconfig merge", err)
@@ -141,6 +142,20 @@ func clusterKubeconfig(args []string, admin string) (string, error) {
 		return "", noCluster(path)
 	}
 	return "", err
+}
+
+// isOfPodo reports whether a kubeconfig leads to a cluster of podo's, by the names that
+// podo kubeconfig merge and podo cluster give contexts. Where podo's own file cannot be
+// read, any other cluster would be the wrong one.
+func isOfPodo(path string) bool {
+	text, err := os.ReadFile(path)
+	if err != nil {
+		return false
+	}
+	var file struct {
+		Current string `yaml:"current-context"`
+	}
+	return yaml.Unmarshal(text, &file) == nil && (file.Current == "podo" || strings.HasPrefix(file.Current, "podo-"))
 }
 
 // noCluster says what to do where the administrator's kubeconfig is missing.

@@ -76,7 +76,11 @@ func configValidateCommand() *cli.Command {
 		Usage:     "check settings without starting anything",
 		UsageText: "podo config validate [FILE] [flags of podo server]",
 		Description: "With FILE, that file and its drop-ins are checked by themselves. Without, everything that\n" +
-			"podo server would read is, and whether it can work on this machine. Each mistake is printed with its place; the exit code is then 2.",
+			"podo server would read is, and whether it can work on this machine. Each mistake is printed with its place; the exit code is then 2.\n\n" +
+			"Examples:\n" +
+			"  podo config validate                     # before podo server is restarted\n" +
+			"  podo config validate new.yaml            # before it takes the place of the old one\n" +
+			"  podo config validate --cluster-cidr 10.1.0.0/16",
 		Flags:              flags,
 		CustomHelpTemplate: settingsHelp(flags),
 		OnUsageError:       flagProblem,

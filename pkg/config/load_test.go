@@ -164,8 +164,8 @@ func TestNearest(t *testing.T) {
 
 func TestSettingsOfK3sAreExplained(t *testing.T) {
 	for name, why := range map[string]string{
-		"docker": "containerd is the only runtime", "etcd-snapshot-dir": "SQLite",
-		"etcd-s3": "SQLite", "etcd-s3-bucket": "SQLite", "node_external_ip": "--node-ip", "vpn-auth": "no such part",
+		"docker": "containerd is the only runtime", "etcd-snapshot-dir": "no snapshots of etcd",
+		"etcd-s3": "no snapshots", "etcd-s3-bucket": "no snapshots", "node_external_ip": "--node-ip", "vpn-auth": "no such part",
 	} {
 		if err := config.Unknown(name); !strings.Contains(err.Error(), why) || strings.Contains(err.Error(), "did you mean") {
 			t.Error(err)

@@ -31,8 +31,8 @@ func Outside(p paths.Paths) (map[string]string, error) {
 	return out, nil
 }
 
-// Outside remembers more of them, for whoever removes podo. Those in podo's own folders
-// go with these.
+// Outside remembers more of them, for whoever removes podo. Those that go with podo's own
+// folders need not be.
 func (c *Claim) Outside(files map[string]string) error {
 	known, err := Outside(c.paths)
 	if err != nil {
@@ -41,7 +41,13 @@ func (c *Claim) Outside(files map[string]string) error {
 	all := map[string]string{}
 	maps.Copy(all, known)
 	for path, name := range files {
-		if path != "" && !c.within(path) {
+		if path == "" {
+			continue
+		}
+		if path, err = filepath.Abs(path); err != nil {
+			return err
+		}
+		if !c.within(path) {
 			all[path] = name
 		}
 	}
@@ -57,10 +63,9 @@ func (c *Claim) Outside(files map[string]string) error {
 }
 
 func (c *Claim) within(path string) bool {
-	for _, root := range []string{c.paths.Etc, c.paths.Data, c.paths.Run} {
-		if strings.HasPrefix(filepath.Clean(path), root+"/") {
-			return true
-		}
+	if below, ok := strings.CutPrefix(path, c.paths.Data+"/"); ok {
+		first, _, deeper := strings.Cut(below, "/")
+		return deeper && Owns(first)
 	}
-	return false
+	return strings.HasPrefix(path, c.paths.Etc+"/") || strings.HasPrefix(path, c.paths.Run+"/")
 }

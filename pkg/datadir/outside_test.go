@@ -23,14 +23,14 @@ func TestOutside(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	remember(map[string]string{"/etc/podo/podo.yaml": "default", p.Data + "/podo.log": "", "": ""})
+	remember(map[string]string{"/etc/podo/podo.yaml": "default", p.Data + "/server/podo.log": "", "": ""})
 	if _, err := os.Stat(p.Outside()); !os.IsNotExist(err) {
 		t.Errorf("nothing is outside, and something was written: %v", err)
 	}
 	expect(nil)
-	remember(map[string]string{"/root/k.yaml": "default", "/var/log/podo.log": ""})
+	remember(map[string]string{"/root/k.yaml": "default", "/var/log/podo.log": "", p.Data + "/podo.log": ""})
 	remember(map[string]string{"/root/other.yaml": "home"})
-	expect(map[string]string{"/root/k.yaml": "default", "/var/log/podo.log": "", "/root/other.yaml": "home"})
+	expect(map[string]string{"/root/k.yaml": "default", "/var/log/podo.log": "", p.Data + "/podo.log": "", "/root/other.yaml": "home"})
 	if err := os.WriteFile(p.Outside(), []byte("{"), 0o644); err != nil {
 		t.Fatal(err)
 	}

@@ -234,8 +234,8 @@ func (f Facts) checkNetwork(s Settings) []Finding {
 		out = append(out, Finding{"IPv6 address", Fail, "the cluster has an IPv6 range and this machine no IPv6 address", "give the machine one, or leave IPv6 out of --cluster-cidr and --service-cidr"})
 	}
 	for _, l := range f.Network.Links {
-		if l.Name == "cni0" || strings.HasPrefix(l.Name, "flannel") {
-			continue // podo's own, in the cluster's range by right
+		if l.Name == "cni0" || strings.HasPrefix(l.Name, "flannel") || s.FlannelBackend == "none" && Virtual(l.Name) {
+			continue // podo's own, or of the pod network that somebody installed: in the cluster's range by right
 		}
 		for _, own := range l.Addrs {
 			for _, p := range s.Ranges {
@@ -265,6 +265,8 @@ func (f Facts) checkStorage() []Finding {
 	}
 	detail := fmt.Sprintf("%s, %s of %s free", where, size(st.Free), size(st.Total))
 	switch {
+	case st.Free < gib/2 && st.Begun:
+		return []Finding{{"data directory", Warn, detail + "; pods are evicted, and what is written may be refused", "make room"}}
 	case st.Free < gib/2:
 		return []Finding{{"data directory", Fail, detail, "make room for at least 1 GiB, or choose another with --data-dir"}}
 	case st.Free < 2*gib || st.Free < st.Total/10:

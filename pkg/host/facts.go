@@ -126,6 +126,7 @@ type Storage struct {
 	Free       uint64 // bytes, for us
 	FreeInodes uint64
 	NoInodes   bool // the file system does not count them
+	Begun      bool // podo has run in it
 	// Overlay says why overlayfs cannot work on it, empty if it can.
 	Overlay string
 }

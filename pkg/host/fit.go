@@ -9,7 +9,6 @@ import (
 	"os"
 	"os/user"
 	"path/filepath"
-	"slices"
 	"strconv"
 	"strings"
 
@@ -87,8 +86,8 @@ func (f *fit) kubeconfig(k config.Kubeconfig) {
 	if info, err := os.Stat(k.Path); err == nil && !info.IsDir() && !info.Mode().IsRegular() {
 		f.wrong(setting, "%s is no ordinary file, and would be replaced by one; name another place", k.Path)
 	}
-	if name, ok := foreign(k.Path, k.Name, f.wrote[k.Path]); ok {
-		f.wrong(setting, "%s has the context %q too, which would be lost; name another file, and add it to this one with podo kubeconfig merge", k.Path, name)
+	if name, ok := foreign(k.Path, f.wrote[k.Path]); ok {
+		f.wrong(setting, "%s has the context %q of another cluster, which would be lost; name another file, and add it to this one with podo kubeconfig merge, or remove this one", k.Path, name)
 	}
 	if k.Group == "" {
 		return
@@ -101,9 +100,9 @@ func (f *fit) kubeconfig(k config.Kubeconfig) {
 	}
 }
 
-// foreign returns a context of a kubeconfig that has none of these names. The default file
-// is podo's own, whatever it is called in it.
-func foreign(path string, names ...string) (string, bool) {
+// foreign returns a context of a kubeconfig that is not the one podo wrote there, by name. The
+// default file is podo's own, whatever it is called in it.
+func foreign(path, wrote string) (string, bool) {
 	if path == config.Default().Kubeconfig.Path {
 		return "", false
 	}
@@ -116,7 +115,7 @@ func foreign(path string, names ...string) (string, bool) {
 		return "", false
 	}
 	for _, c := range file.Contexts {
-		if !slices.Contains(names, c.Name) {
+		if c.Name != wrote {
 			return c.Name, true
 		}
 	}
@@ -170,7 +169,7 @@ func bind(a netip.Addr) error {
 func (n Network) addresses() string {
 	var all []string
 	for _, l := range n.Links {
-		if virtual(l.Name) {
+		if Virtual(l.Name) {
 			continue
 		}
 		for _, p := range l.Addrs {
@@ -186,7 +185,7 @@ func (n Network) addresses() string {
 func (n Network) names() string {
 	var all []string
 	for _, l := range n.Links {
-		if !virtual(l.Name) {
+		if !Virtual(l.Name) {
 			all = append(all, l.Name)
 		}
 	}

@@ -107,7 +107,7 @@ func route(family int, links []Link, byIndex map[int]Link) (Route, error) {
 // offline picks an address for a machine without a default route.
 func offline(family int, links []Link) Route {
 	for _, l := range links {
-		if virtual(l.Name) {
+		if Virtual(l.Name) {
 			continue
 		}
 		if addr, ok := first(l, family); ok {
@@ -126,9 +126,9 @@ func first(l Link, family int) (netip.Addr, bool) {
 	return netip.Addr{}, false
 }
 
-// virtual reports interfaces that container software makes, ours included.
-func virtual(name string) bool {
-	for _, prefix := range []string{"lo", "cni", "flannel", "docker", "br-", "veth", "virbr", "podman", "kube-", "cali", "cilium", "lxc", "lxdbr", "tunl"} {
+// Virtual reports interfaces that container software makes, ours included.
+func Virtual(name string) bool {
+	for _, prefix := range []string{"lo", "cni", "flannel", "docker", "br-", "veth", "virbr", "podman", "kube-", "cali", "cilium", "lxc", "lxdbr", "tunl", "vxlan", "antrea", "weave", "ovn", "wireguard.cali"} {
 		if strings.HasPrefix(name, prefix) {
 			return true
 		}

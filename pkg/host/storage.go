@@ -4,6 +4,8 @@ import (
 	"path/filepath"
 	"slices"
 	"syscall"
+
+	"github.com/podo-dev/podo/pkg/paths"
 )
 
 // storage looks at the file system of dir, or of its nearest existing parent.
@@ -12,6 +14,7 @@ func (r root) storage(table mountTable, dir string) Storage {
 	if dir == "" {
 		return s
 	}
+	s.Begun = r.exists(paths.New(dir).Layout())
 	there := filepath.Clean(dir)
 	for !r.exists(there) && there != filepath.Dir(there) {
 		there = filepath.Dir(there)

@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -63,6 +64,8 @@ func Merge(path string, c Config, opts ...atomicfile.Option) error {
 func Remove(path, name string) (bool, error) {
 	if _, text, _, err := open(path); err != nil || text == nil {
 		return false, err
+	} else if doc, err := parse(path, text); err != nil || !has(doc, name) {
+		return false, err
 	}
 	release, err := lock(path)
 	if err != nil {
@@ -104,6 +107,11 @@ func Remove(path, name string) (bool, error) {
 	return true, store(real, doc, mode, atomicfile.KeepOwner())
 }
 
+// has reports whether anything in a kubeconfig is called name.
+func has(doc *yaml.Node, name string) bool {
+	return slices.ContainsFunc([]string{"clusters", "users", "contexts"}, func(kind string) bool { return find(list(doc, kind), name) != nil })
+}
+
 // Check reports why nothing could be merged into the kubeconfig at path.
 func Check(path string) error {
 	_, text, _, err := open(path)
@@ -118,7 +126,7 @@ func Check(path string) error {
 // does in tools/clientcmd. It waits for some seconds until they have ended.
 func lock(path string) (release func(), err error) {
 	name := path + ".lock"
-	for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(50 * time.Millisecond) {
+	for deadline := time.Now().Add(20 * time.Second); ; time.Sleep(50 * time.Millisecond) {
 		f, err := os.OpenFile(name, os.O_CREATE|os.O_EXCL, 0)
 		switch {
 		case err == nil:

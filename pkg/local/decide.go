@@ -155,8 +155,8 @@ func (c Cluster) uncovered() error {
 	var errs []error
 	for i, n := range c.Nodes {
 		for j, m := range n.Mounts {
-			if c.Hosts != "" && (m.To == c.Hosts || strings.HasPrefix(m.To, c.Hosts+"/")) {
-				errs = append(errs, fmt.Errorf("nodes[%d].extraMounts[%d].containerPath: %s is where this file has registries described to nodes, and cannot be mounted; write hosts.toml files there with podo cluster node exec, or name mirrors in containerdConfigPatches", i, j, m.To))
+			if c.Hosts != "" && (m.To == c.Hosts || strings.HasPrefix(m.To, c.Hosts+"/") || strings.HasPrefix(c.Hosts, m.To+"/")) {
+				errs = append(errs, fmt.Errorf("nodes[%d].extraMounts[%d].containerPath: %s is where the file has registries described to nodes, and cannot be mounted; write hosts.toml files there with podo cluster node exec, or name mirrors in containerdConfigPatches", i, j, m.To))
 			}
 		}
 	}

@@ -267,7 +267,7 @@ func TestRefusals(t *testing.T) {
 		"a mount of registries": {File{
 			ContainerdPatches: []string{"[plugins.\"io.containerd.grpc.v1.cri\".registry]\nconfig_path = \"/etc/containerd/certs.d\"\n"},
 			Nodes:             []NodeFile{{Mounts: []MountFile{{Host: "/tmp", Container: "/etc/containerd/certs.d/a.example"}}}},
-		}, "nodes[0].extraMounts[0].containerPath: /etc/containerd/certs.d/a.example is where this file has registries described"},
+		}, "nodes[0].extraMounts[0].containerPath: /etc/containerd/certs.d/a.example is where the file has registries described"},
 		"a mount in what is the host's": {File{Nodes: []NodeFile{{Mounts: []MountFile{{Host: "/tmp", Container: "/usr/no-such/x"}}}}}, "there is no /usr/no-such/x on this machine, and nodes have its /usr as it is"},
 		"too many nodes":                {File{Nodes: make([]NodeFile, 245)}, "room for 244 nodes"},
 		"containerd's settings":         {File{ContainerdPatches: []string{"[plugins.x]\na = 1\n"}}, "containerdConfigPatches[0]: plugins.x.a: podo reads what concerns registries alone"},

@@ -17,8 +17,9 @@ func (c Cluster) admit(ctx context.Context) error {
 	var errs []error
 	for _, r := range c.Ranges {
 		program := programOf(r.Addr().Is6())
-		chain := admitting(ctx, program)
-		if chain == "" {
+		chain, err := admitting(ctx, program)
+		if err != nil || chain == "" {
+			errs = append(errs, err)
 			continue
 		}
 		for _, way := range []string{"-i", "-o"} {
@@ -41,7 +42,8 @@ func dismiss(ctx context.Context, cluster string) error {
 	for _, program := range []string{programOf(false), programOf(true)} {
 		rules, err := tables(ctx, program, "-S")
 		if err != nil {
-			continue // there is no such program, or no such table
+			errs = append(errs, unlessAbsent(err))
+			continue
 		}
 		for line := range strings.Lines(rules) {
 			rest, ours := strings.CutPrefix(line, "-A ")
@@ -68,16 +70,25 @@ func programOf(v6 bool) string {
 
 // admitting is the chain for rules of this kind if what is passed on is dropped otherwise:
 // Docker's, which keeps them where it writes its own again.
-func admitting(ctx context.Context, program string) string {
+func admitting(ctx context.Context, program string) (string, error) {
 	policy, err := tables(ctx, program, "-S", "FORWARD")
 	if err != nil || !strings.Contains(policy, "-P FORWARD DROP") {
-		return ""
+		return "", unlessAbsent(err)
 	}
 	const docker = "DOCKER-USER"
 	if _, err := tables(ctx, program, "-S", docker); err == nil {
-		return docker
+		return docker, nil
 	}
-	return "FORWARD"
+	return "FORWARD", nil
+}
+
+// unlessAbsent passes over that there is no such program, or no table of its kind: an exit
+// code of 4 is something else, such as a lock that others hold (iptables(8)).
+func unlessAbsent(err error) error {
+	if exit, ok := errors.AsType[*exec.ExitError](err); ok && exit.ExitCode() == 4 {
+		return err
+	}
+	return nil
 }
 
 // tables runs iptables, of the programs of this machine. It waits for others that do.

@@ -49,6 +49,9 @@ func (s Site) AddNode(ctx context.Context, name string, f NodeFile, wait time.Du
 	if err := (patches{cluster: &c, node: &n, whole: true}).lay(c.Patches, "kubeadmConfigPatches"); err != nil {
 		return c, n, err
 	}
+	if slices.Contains(append(c.names(), c.Gone...), n.Name) {
+		return c, n, Unfit{fmt.Errorf("the file that cluster %s was made of calls this node %s, as another is called or was; nodes can only be added where that does not name them", c.Name, n.Name)}
+	}
 	c.Nodes = append(c.Nodes, n)
 	done := s.Step("Adding " + n.Name)
 	err = s.add(ctx, c, n)

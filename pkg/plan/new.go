@@ -201,7 +201,7 @@ func (d *decision) addresses() {
 		d.wrong("node-ip: no interface of this host has the address %s", d.ips[0])
 	}
 	for _, link := range d.facts.Network.Links {
-		if ours(link.Name) {
+		if ours(link.Name) || d.cfg.Network.FlannelBackend == "none" && host.Virtual(link.Name) {
 			continue
 		}
 		for _, own := range link.Addrs {

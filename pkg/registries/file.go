@@ -357,12 +357,19 @@ func resolve(n *yaml.Node) *yaml.Node {
 	return n
 }
 
-// concealed is an endpoint as it may be shown.
+// concealed is an endpoint as it may be shown: without what comes before the last @.
 func concealed(endpoint string) string {
-	if u, err := url.Parse(endpoint); err == nil {
-		return u.Redacted()
+	scheme, rest, ok := strings.Cut(endpoint, "://")
+	if !ok {
+		scheme, rest = "", endpoint
 	}
-	return endpoint
+	if i := strings.LastIndexByte(rest, '@'); i >= 0 {
+		rest = "xxxxx" + rest[i:]
+	}
+	if ok {
+		return scheme + "://" + rest
+	}
+	return rest
 }
 
 // endpointURL is what is written as an endpoint, with all that it leaves out.

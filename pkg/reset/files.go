@@ -216,12 +216,14 @@ func (m *machine) removeFiles(ctx context.Context) error {
 	for _, link := range m.logLinks() {
 		errs = append(errs, os.Remove(link))
 	}
+	var stuck error
 	if !m.KeepData {
-		errs = append(errs, m.removeOutside())
+		stuck = m.removeOutside()
+		errs = append(errs, stuck)
 	}
 	folders := m.ownFolders()
 	if !m.KeepData {
-		errs = append(errs, m.removeData())
+		errs = append(errs, m.removeData(stuck == nil))
 	}
 	folders = append(folders, m.caches()...)
 	for _, dir := range folders {
@@ -262,7 +264,7 @@ func (m *machine) removeOutside() error {
 		switch info, lerr := os.Lstat(path); {
 		case name != "":
 			removed, err = kubeconfig.Remove(path, name)
-		case lerr != nil || !info.Mode().IsRegular(): // it may have been /dev/null
+		case lerr != nil || !info.Mode().IsRegular() || !filepath.IsAbs(path): // it may have been /dev/null
 			continue
 		default:
 			err = os.Remove(path)
@@ -290,8 +292,9 @@ func (m *machine) caches() []string {
 
 // removeData empties the data directory of what is podo's, and then removes it and
 // the link that leads to it, if nothing of anybody else's is left there. The file that
-// marks it as podo's goes last, so that what could not be removed can be next time.
-func (m *machine) removeData() error {
+// marks it as podo's goes last, so that what could not be removed can be next time. Unless
+// it is all, that and the list of what is elsewhere stay for then.
+func (m *machine) removeData(all bool) error {
 	entries, err := os.ReadDir(m.data)
 	if errors.Is(err, fs.ErrNotExist) || err == nil && len(entries) == 0 && m.Paths.Data != paths.DefaultData {
 		return nil // whoever made it
@@ -302,11 +305,11 @@ func (m *machine) removeData() error {
 	var errs []error
 	for _, e := range entries {
 		path := filepath.Join(m.data, e.Name())
-		if datadir.Owns(e.Name()) && path != m.real.Layout() && !m.keeps(path) {
+		if datadir.Owns(e.Name()) && path != m.real.Layout() && (all || path != m.real.Outside()) && !m.keeps(path) {
 			errs = append(errs, removeTree(path))
 		}
 	}
-	if err := errors.Join(errs...); err != nil {
+	if err := errors.Join(errs...); err != nil || !all {
 		return err
 	}
 	if err := removeTree(m.real.Layout()); err != nil {

@@ -217,7 +217,7 @@ func (b baseline) graph(p plan.Plan, admin, logs string) (lifecycle.Component, e
 		"--enable-admission-plugins=NodeRestriction",
 		"--client-ca-file="+client.Cert,
 		"--tls-cert-file="+serving.Cert, "--tls-private-key-file="+serving.Key,
-		"--kubelet-certificate-authority="+server.Cert,
+		"--kubelet-certificate-authority="+where.CA(pki.KubeletCA).Cert,
 		"--kubelet-client-certificate="+toKubelet.Cert, "--kubelet-client-key="+toKubelet.Key,
 		"--kubelet-preferred-address-types=InternalIP",
 		"--service-account-issuer="+p.Server.APIServer.Issuer,

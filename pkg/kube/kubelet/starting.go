@@ -2,10 +2,10 @@ package kubelet
 
 import (
 	"bytes"
+	"errors"
 	"io"
 	"net/http"
 	"slices"
-	"strings"
 	"sync/atomic"
 	"time"
 )
@@ -13,7 +13,7 @@ import (
 // starting keeps to itself what a kubelet says of its first moments: that the node is not
 // ready, since it has not looked at everything yet. Said of a node whose pods run on, that
 // takes these out of their Services until the kubelet speaks again, ten seconds later.
-// The kubelet is given the node as it is instead, and goes on.
+// Such a report fails after a pause, and the kubelet looks anew: it tries five times.
 type starting struct {
 	next http.RoundTripper
 	node string
@@ -22,6 +22,12 @@ type starting struct {
 
 // moments is how long that may go on.
 const moments = 30 * time.Second
+
+// pause is how long the kubelet waits before it tries again. What it has to look at takes
+// about a second once the API server answers.
+const pause = 400 * time.Millisecond
+
+var errPremature = errors.New("kept until the kubelet has looked at everything")
 
 // premature is what such reports say: of runtime.go, errors.go, pleg/generic.go and
 // volume/csi/csi_plugin.go in upstream's kubelet.
@@ -41,14 +47,14 @@ func (s *starting) RoundTrip(req *http.Request) (*http.Response, error) {
 	if err != nil {
 		return nil, err
 	}
-	again := req.Clone(req.Context())
 	if slices.ContainsFunc(premature(), func(words []byte) bool { return bytes.Contains(text, words) }) && s.early() {
-		again.Method, again.Body, again.GetBody, again.ContentLength = http.MethodGet, nil, nil, 0
-		again.URL.Path = strings.TrimSuffix(again.URL.Path, "/status")
-		again.URL.RawQuery = ""
-		again.Header.Del("Content-Type")
-		return s.next.RoundTrip(again)
+		select {
+		case <-req.Context().Done():
+		case <-time.After(pause):
+		}
+		return nil, errPremature
 	}
+	again := req.Clone(req.Context())
 	again.Body = io.NopCloser(bytes.NewReader(text))
 	return s.next.RoundTrip(again)
 }
