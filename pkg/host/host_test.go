@@ -67,13 +67,14 @@ func TestChecks(t *testing.T) {
 			level: Fail, name: "address ranges", says: []string{"192.0.0.0/16", "--cluster-cidr"}},
 		"no IPv6 for an IPv6 cluster": {facts: func(f *Facts) { f.Network.V6 = Route{} }, settings: func(s *Settings) { s.IPv6 = true },
 			level: Fail, name: "IPv6 address"},
-		"disk read-only":     {facts: func(f *Facts) { f.Storage.ReadOnly = true }, level: Fail, name: "data directory", says: []string{"--data-dir"}},
-		"disk noexec":        {facts: func(f *Facts) { f.Storage.NoExec = true }, level: Fail, name: "data directory", says: []string{"exec"}},
-		"disk full":          {facts: func(f *Facts) { f.Storage.Free = 100 << 20 }, level: Fail, name: "data directory", says: []string{"100.0 MiB"}},
-		"disk nearly full":   {facts: func(f *Facts) { f.Storage.Free = 5 << 30 }, level: Warn, name: "data directory"},
-		"inodes used up":     {facts: func(f *Facts) { f.Storage.FreeInodes = 100 }, level: Warn, name: "data directory", says: []string{"inodes"}},
-		"inodes not counted": {facts: func(f *Facts) { f.Storage.FreeInodes, f.Storage.NoInodes = 0, true }, level: OK, name: "data directory"},
-		"overlay on overlay": {facts: func(f *Facts) { f.Storage.Overlay = "stacked" }, level: Fail, name: "snapshotter", says: []string{"--snapshotter=native"}},
+		"disk read-only":       {facts: func(f *Facts) { f.Storage.ReadOnly = true }, level: Fail, name: "data directory", says: []string{"--data-dir"}},
+		"disk noexec":          {facts: func(f *Facts) { f.Storage.NoExec = true }, level: Fail, name: "data directory", says: []string{"exec"}},
+		"disk full":            {facts: func(f *Facts) { f.Storage.Free = 100 << 20 }, level: Fail, name: "data directory", says: []string{"100.0 MiB"}},
+		"disk full, of a podo": {facts: func(f *Facts) { f.Storage.Free, f.Storage.Begun = 100<<20, true }, level: Warn, name: "data directory", says: []string{"100.0 MiB", "make room"}},
+		"disk nearly full":     {facts: func(f *Facts) { f.Storage.Free = 5 << 30 }, level: Warn, name: "data directory"},
+		"inodes used up":       {facts: func(f *Facts) { f.Storage.FreeInodes = 100 }, level: Warn, name: "data directory", says: []string{"inodes"}},
+		"inodes not counted":   {facts: func(f *Facts) { f.Storage.FreeInodes, f.Storage.NoInodes = 0, true }, level: OK, name: "data directory"},
+		"overlay on overlay":   {facts: func(f *Facts) { f.Storage.Overlay = "stacked" }, level: Fail, name: "snapshotter", says: []string{"--snapshotter=native"}},
 		"overlay on overlay, native chosen": {facts: func(f *Facts) { f.Storage.Overlay = "stacked" }, settings: func(s *Settings) { s.Snapshotter = "native" },
 			level: OK, name: "snapshotter"},
 		"no overlayfs":      {facts: func(f *Facts) { f.Kernel.Features["overlay"] = Absent }, level: Fail, name: "snapshotter"},
@@ -140,6 +141,21 @@ func TestChecks(t *testing.T) {
 				t.Errorf("Err: %v", err)
 			}
 		})
+	}
+}
+
+// TestPodNetworkOfYourOwn: what others made in the cluster's range is theirs by right where
+// podo has no pod network, and in the way where it has one.
+func TestPodNetworkOfYourOwn(t *testing.T) {
+	for backend, level := range map[string]Level{"none": OK, "vxlan": Fail} {
+		for _, link := range []string{"cilium_host", "vxlan.calico", "tunl0", "antrea-gw0", "weave"} {
+			f, cfg := well(), config.Default()
+			f.Network.Links = append(f.Network.Links, Link{Name: link, Addrs: []netip.Prefix{netip.MustParsePrefix("10.42.0.1/32")}})
+			cfg.Network.FlannelBackend = backend
+			if err := Err(Checks(f, SettingsOf(cfg))); (err != nil) != (level == Fail) {
+				t.Errorf("%s with %s: %v", backend, link, err)
+			}
+		}
 	}
 }
 

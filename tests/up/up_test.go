@@ -43,11 +43,16 @@ func begin(t *testing.T) checkout {
 	return c
 }
 
+// environment is that of a newcomer, who has set none of podo's variables.
+func environment() []string {
+	return slices.DeleteFunc(os.Environ(), func(kv string) bool { return strings.HasPrefix(kv, "PODO_") })
+}
+
 // try runs a program in the checkout and returns all that it says.
 func (c checkout) try(args ...string) (string, error) {
 	cmd := exec.Command(args[0], args[1:]...)
 	cmd.Dir = c.dir
-	cmd.Env = slices.DeleteFunc(os.Environ(), func(kv string) bool { return strings.HasPrefix(kv, "PODO_") })
+	cmd.Env = environment()
 	// What it leaves running has the output too, and is not waited for.
 	log, err := os.CreateTemp(c.TempDir(), "said")
 	if err != nil {
@@ -150,5 +155,45 @@ func TestUp(t *testing.T) {
 	c.says(c.run("make", "down"), "nothing is left of podo")
 	if text, err := os.ReadFile(filepath.Join(me.HomeDir, ".kube", "config")); err == nil && strings.Contains(string(text), "name: podo\n") {
 		t.Errorf("the user's kubeconfig still has the cluster:\n%s", text)
+	}
+}
+
+// TestAnotherPodo: a podo that make up has not started is neither taken over nor removed,
+// whether it runs or not.
+func TestAnotherPodo(t *testing.T) {
+	c := begin(t)
+	other := filepath.Join(t.TempDir(), "podo")
+	c.run("cp", "dist/podo", other)
+	cmd := exec.Command(other, "server", "--disable", "traefik,coredns")
+	cmd.Env = environment()
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	end := func() {
+		_ = cmd.Process.Signal(syscall.SIGTERM)
+		_ = cmd.Wait()
+	}
+	t.Cleanup(func() {
+		end()
+		c.run(other, "uninstall", "--yes", "--purge")
+	})
+	c.run("dist/podo", "status", "--wait=60s")
+	for _, script := range []string{"scripts/down", "scripts/up"} {
+		out, err := c.try(script)
+		if err == nil {
+			t.Errorf("%s beside another podo is content:\n%s", script, out)
+		}
+		c.says(out, other)
+	}
+	if pid, err := c.pid(); err != nil || pid != cmd.Process.Pid {
+		t.Errorf("process %d was there, and now %d, %v", cmd.Process.Pid, pid, err)
+	}
+	end()
+	if out, err := c.try("scripts/up"); err == nil || !strings.Contains(out, "the state of another podo") {
+		t.Errorf("scripts/up on another's state: %v\n%s", err, out)
+	}
+	c.says(c.run("scripts/down"), "has started nothing here")
+	if _, err := os.Stat("/var/lib/podo/server/db/state.db"); err != nil {
+		t.Errorf("what another podo had: %v", err)
 	}
 }
