@@ -2,7 +2,9 @@
 //
 // It listens on a loopback port and passes each connection, byte for byte, to one
 // server of a list. The list is given by Set and kept on disk, so a node that
-// starts while the server it joined through is gone finds the others. A connection
+// starts while the server it joined through is gone finds the others. So are servers
+// that left the list: a cluster that starts or stops publishes some of its servers
+// alone, and they may be the ones that do not come back. A connection
 // stays where it is until its server fails; then it is cut, because a client whose
 // connection ends comes back at once, and is passed to another server.
 //
@@ -76,8 +78,10 @@ type Balancer struct {
 
 	mu      sync.Mutex
 	servers []*server
-	present *server // served last
-	open    int     // connections accepted and not yet ended
+	first   []string // of Options
+	former  []string // no longer on the list, those that left last first
+	present *server  // served last
+	open    int      // connections accepted and not yet ended
 	changed chan struct{}
 }
 
@@ -100,25 +104,19 @@ func New(opts Options) *Balancer {
 	if b.opts.What == "" {
 		b.opts.What = apiServer
 	}
-	first, err := b.clean(opts.First)
-	if err != nil {
+	var err error
+	if b.first, err = b.clean(opts.First); err != nil {
 		b.log.Warn("server address ignored", "err", err)
 	}
-	list, err := b.load()
+	list, former, err := b.load()
 	if err != nil {
 		b.log.Warn("list of servers not readable; starting with those the node was joined by", "path", opts.File, "err", err)
 	}
 	if len(list) == 0 {
-		list = first
+		list = b.first
 	}
 	b.replace(list)
-	for _, addr := range first {
-		s := b.find(addr)
-		if s == nil {
-			s = b.add(addr)
-		}
-		s.last = true
-	}
+	b.resort(former)
 	return b
 }
 
@@ -179,13 +177,16 @@ func (b *Balancer) Set(addrs []string) {
 		return
 	}
 	b.mu.Lock()
+	before := b.list()
 	changed := b.replace(list)
+	b.resort(append(before, b.former...))
+	former := b.former
 	b.mu.Unlock()
 	if changed {
 		b.log.Info("list of servers changed", "what", b.opts.What, "servers", list)
 		b.rouse()
 	}
-	if err := b.save(list); err != nil {
+	if err := b.save(list, former); err != nil {
 		b.log.Warn("list of servers not kept", "err", err)
 	}
 }

@@ -444,6 +444,36 @@ func TestLastResort(t *testing.T) {
 	}
 }
 
+// TestFormer: a list of a server that does not come back leads to those that were on the
+// list before, now and after a restart; not for ever to all.
+func TestFormer(t *testing.T) {
+	u, dead, v := serve(t), serve(t), serve(t)
+	dead.kill()
+	path := filepath.Join(t.TempDir(), "servers.json")
+	b := run(t, balancer.Options{First: addrs(dead), File: path, Healthy: healthy}, 10*time.Millisecond)
+	b.Set(addrs(u, dead))
+	b.Set(addrs(dead))
+	if got := b.connect().at; got != u.addr {
+		t.Errorf("passed to %q", got)
+	}
+	again := run(t, balancer.Options{First: addrs(dead), File: path, Healthy: healthy}, 10*time.Millisecond)
+	if got := again.connect().at; got != u.addr {
+		t.Errorf("after a restart: passed to %q", got)
+	}
+	again.Set(addrs(v))
+	eventually(t, "the list is what counts", func() bool { return again.connect().at == v.addr })
+	for i := range 20 {
+		again.Set([]string{v.addr, fmt.Sprintf("10.9.8.7:%d", 1000+i)})
+	}
+	again.Set(addrs(v))
+	eventually(t, "eight are remembered", func() bool { return len(again.Servers()) == 1+1+8 })
+	for _, s := range again.Servers() {
+		if s.Addr == u.addr {
+			t.Error("the oldest is remembered")
+		}
+	}
+}
+
 func TestNoServer(t *testing.T) {
 	u := serve(t)
 	u.kill()

@@ -18,39 +18,40 @@ import (
 // file is what is kept on disk.
 type file struct {
 	Servers []string `json:"servers"`
+	Former  []string `json:"former,omitempty"`
 }
 
-// load returns the list on disk, or nothing if there is none.
-func (b *Balancer) load() ([]string, error) {
+// load returns the list on disk and the servers that have left it, or nothing if there
+// is none.
+func (b *Balancer) load() (list, former []string, err error) {
 	if b.opts.File == "" {
-		return nil, nil
+		return nil, nil, nil
 	}
 	data, err := os.ReadFile(b.opts.File)
 	if errors.Is(err, fs.ErrNotExist) {
-		return nil, nil
+		return nil, nil, nil
 	}
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	var f file
 	if err := json.Unmarshal(data, &f); err != nil {
-		return nil, err
+		return nil, nil, err
 	}
-	list, err := b.clean(f.Servers)
-	if err != nil {
-		return nil, err
+	if list, err = b.clean(f.Servers); err != nil {
+		return nil, nil, err
 	}
 	if len(list) == 0 {
-		return nil, errors.New("no server in it")
+		return nil, nil, errors.New("no server in it")
 	}
-	return list, nil
+	return list, f.Former, nil
 }
 
-func (b *Balancer) save(list []string) error {
+func (b *Balancer) save(list, former []string) error {
 	if b.opts.File == "" {
 		return nil
 	}
-	data, err := json.Marshal(file{Servers: list})
+	data, err := json.Marshal(file{list, former})
 	if err != nil {
 		return err
 	}

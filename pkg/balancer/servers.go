@@ -144,6 +144,30 @@ func (b *Balancer) replace(list []string) bool {
 	return true
 }
 
+// remembered is how many servers that left the list are kept in mind.
+const remembered = 8
+
+// resort makes last resorts of those to begin with, and of former servers that are not on
+// the list now.
+func (b *Balancer) resort(former []string) {
+	var kept []string
+	for _, addr := range former {
+		if s := b.find(addr); len(kept) < remembered && (s == nil || !s.listed) && !slices.Contains(kept, addr) {
+			kept = append(kept, addr)
+		}
+	}
+	b.former = kept
+	resorts := slices.Concat(b.first, kept)
+	for _, addr := range resorts {
+		if b.find(addr) == nil {
+			b.add(addr)
+		}
+	}
+	for _, s := range b.servers {
+		s.last = slices.Contains(resorts, s.addr)
+	}
+}
+
 // serving reports whether some server is good, and whether one on the list is.
 func (b *Balancer) serving() (any, listed bool) {
 	for _, s := range b.servers {
