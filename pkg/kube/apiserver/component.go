@@ -20,11 +20,13 @@ import (
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apiserver/pkg/endpoints/openapi"
 	genericapiserver "k8s.io/apiserver/pkg/server"
+	"k8s.io/apiserver/pkg/server/resourceconfig"
 	"k8s.io/client-go/rest"
 	aggregator "k8s.io/kube-aggregator/pkg/apiserver/scheme"
 	"k8s.io/kubernetes/cmd/kube-apiserver/app"
 	"k8s.io/kubernetes/cmd/kube-apiserver/app/options"
 	"k8s.io/kubernetes/pkg/api/legacyscheme"
+	"k8s.io/kubernetes/pkg/controlplane"
 	rbacrest "k8s.io/kubernetes/pkg/registry/rbac/rest"
 	schedulingrest "k8s.io/kubernetes/pkg/registry/scheduling/rest"
 
@@ -78,6 +80,9 @@ func New(p plan.APIServer, hooks Hooks, g *gate.Gate, log *slog.Logger) (*Server
 	// What else Kubernetes validates needs files that the start has yet to write.
 	if errs := o.APIEnablement.Validate(legacyscheme.Scheme, apiextensions.Scheme, aggregator.Scheme); len(errs) > 0 {
 		return nil, fmt.Errorf("kube-apiserver-arg: runtime-config: %w", errors.Join(errs...))
+	}
+	if _, err := resourceconfig.MergeAPIResourceConfigs(controlplane.DefaultAPIResourceConfigSource(), o.APIEnablement.RuntimeConfig, legacyscheme.Scheme); err != nil {
+		return nil, fmt.Errorf("kube-apiserver-arg: runtime-config: %w; give true or false", err)
 	}
 	return &Server{plan: p, options: o, hooks: hooks, gate: g, log: log}, nil
 }
