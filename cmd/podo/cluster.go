@@ -205,8 +205,12 @@ func mergeCluster(c *cli.Context, s local.Site, made local.Cluster) error {
 }
 
 func clusterDelete() *cli.Command {
-	flags := []cli.Flag{clusterName(), &cli.BoolFlag{Name: "all", Usage: "delete every cluster of this machine"}, userKubeconfig()}
+	flags := []cli.Flag{clusterName(), &cli.BoolFlag{Name: "all", Usage: "delete every cluster of this machine"}, userKubeconfig(), outputFlag()}
 	return verbOf("delete", "end a cluster and remove all of it", "", flags, func(c *cli.Context, s local.Site) error {
+		asJSON, err := wantsJSON(c)
+		if err != nil {
+			return err
+		}
 		if c.Bool("all") && c.IsSet("name") {
 			return usagef("--all: means every cluster, and --name one of them; give one of the two")
 		}
@@ -221,7 +225,7 @@ func clusterDelete() *cli.Command {
 		if err != nil {
 			return err
 		}
-		var errs []error
+		deleted, errs := []string{}, []error(nil)
 		for _, name := range names {
 			err := s.Delete(c.Context, name)
 			switch {
@@ -229,12 +233,16 @@ func clusterDelete() *cli.Command {
 				fmt.Fprintf(c.App.ErrWriter, "There is no cluster %q.\n", name)
 			case err == nil:
 				fmt.Fprintf(c.App.ErrWriter, "Deleted cluster %q.\n", name)
+				deleted = append(deleted, name)
 			default:
 				errs = append(errs, fmt.Errorf("delete cluster %s: %w", name, err))
 				continue
 			}
 			_, err = kubeconfig.Remove(p.file, local.ContextOf(name))
 			errs = append(errs, err)
+		}
+		if asJSON {
+			errs = append(errs, printJSON(c.App.Writer, deleted))
 		}
 		return errors.Join(errs...)
 	})
@@ -305,7 +313,11 @@ func clusterList(verb string) *cli.Command {
 }
 
 func clusterStart() *cli.Command {
-	return verbOf("start", "start a cluster again that was stopped, or that a reboot ended", "", []cli.Flag{clusterName(), waitFlag()}, func(c *cli.Context, s local.Site) error {
+	return verbOf("start", "start a cluster again that was stopped, or that a reboot ended", "", []cli.Flag{clusterName(), waitFlag(), outputFlag()}, func(c *cli.Context, s local.Site) error {
+		asJSON, err := wantsJSON(c)
+		if err != nil {
+			return err
+		}
 		if err := notNegative(c, "wait"); err != nil {
 			return err
 		}
@@ -313,18 +325,30 @@ func clusterStart() *cli.Command {
 			return err
 		}
 		fmt.Fprintf(c.App.ErrWriter, "Starting cluster %q ...\n", nameOf(c, ""))
-		_, err := s.Start(c.Context, nameOf(c, ""), c.Duration("wait"))
+		started, err := s.Start(c.Context, nameOf(c, ""), c.Duration("wait"))
+		if err == nil && asJSON {
+			return printJSON(c.App.Writer, s.Nodes(started))
+		}
 		return err
 	})
 }
 
 func clusterStop() *cli.Command {
-	return verbOf("stop", "end all processes of a cluster, and keep what is on its disks", "", []cli.Flag{clusterName()}, func(c *cli.Context, s local.Site) error {
-		if _, err := s.Load(nameOf(c, "")); err != nil {
+	return verbOf("stop", "end all processes of a cluster, and keep what is on its disks", "", []cli.Flag{clusterName(), outputFlag()}, func(c *cli.Context, s local.Site) error {
+		asJSON, err := wantsJSON(c)
+		if err != nil {
+			return err
+		}
+		stopped, err := s.Load(nameOf(c, ""))
+		if err != nil {
 			return err
 		}
 		fmt.Fprintf(c.App.ErrWriter, "Stopping cluster %q ...\n", nameOf(c, ""))
-		return s.Stop(c.Context, nameOf(c, ""))
+		err = s.Stop(c.Context, nameOf(c, ""))
+		if err == nil && asJSON {
+			return printJSON(c.App.Writer, s.Nodes(stopped))
+		}
+		return err
 	})
 }
 
@@ -509,12 +533,20 @@ func clusterNode() *cli.Command {
 			}),
 			{
 				Name: "remove", Usage: "move a node's pods elsewhere, and remove it", ArgsUsage: "NODE", OnUsageError: flagProblem,
-				Flags: []cli.Flag{clusterName(), &cli.BoolFlag{Name: "force", Usage: "remove it at once, without moving its pods"}},
+				Flags: []cli.Flag{clusterName(), &cli.BoolFlag{Name: "force", Usage: "remove it at once, without moving its pods"}, outputFlag()},
 				Action: withArgs(func(c *cli.Context, s local.Site) error {
 					if c.NArg() != 1 {
 						return usagef("%s: name one node", c.Command.FullName())
 					}
-					return s.RemoveNode(c.Context, nameOf(c, ""), c.Args().First(), c.Bool("force"))
+					asJSON, err := wantsJSON(c)
+					if err != nil {
+						return err
+					}
+					left, err := s.RemoveNode(c.Context, nameOf(c, ""), c.Args().First(), c.Bool("force"))
+					if err == nil && asJSON {
+						return printJSON(c.App.Writer, s.Nodes(left))
+					}
+					return err
 				}),
 			},
 			{

@@ -17,7 +17,7 @@ import (
 )
 
 // bridge is the name of the link that a cluster's nodes hang on, and cable that of a
-// node's end there. Names are short in Linux; whose a bridge is, its alias tells.
+// node's end there. Names are short in Linux; whose a link is, its alias tells.
 func (c Cluster) bridge() string      { return fmt.Sprintf("podo-c%d", c.Index) }
 func (c Cluster) cable(n Node) string { return fmt.Sprintf("podo-c%d-%d", c.Index, n.Number) }
 
@@ -134,15 +134,9 @@ func fell(ctx context.Context, cluster string) error {
 	}
 	errs := []error{dismiss(ctx, cluster)}
 	for _, l := range links {
-		if l.Attrs().Alias != alias(cluster) {
-			continue
+		if l.Attrs().Alias == alias(cluster) {
+			errs = append(errs, gone(netlink.LinkDel(l)))
 		}
-		for _, port := range links {
-			if port.Attrs().MasterIndex == l.Attrs().Index {
-				errs = append(errs, gone(netlink.LinkDel(port)))
-			}
-		}
-		errs = append(errs, gone(netlink.LinkDel(l)))
 	}
 	for _, family := range []knftables.Family{knftables.IPv4Family, knftables.IPv6Family} {
 		nft, err := knftables.New(family, table(cluster))
@@ -191,8 +185,12 @@ func (c Cluster) connect(n Node, pid int) error {
 	if err := netlink.LinkAdd(cable); err != nil {
 		return fmt.Errorf("make link %s: %w", c.cable(n), err)
 	}
-	if err := machine.Up(c.cable(n)); err != nil {
-		return err
+	made, err := netlink.LinkByName(c.cable(n))
+	if err != nil {
+		return fmt.Errorf("find link %s: %w", c.cable(n), err)
+	}
+	if err := errors.Join(netlink.LinkSetAlias(made, alias(c.Name)), netlink.LinkSetUp(made)); err != nil {
+		return fmt.Errorf("start link %s: %w", c.cable(n), err)
 	}
 	ns, err := machine.Network(pid)
 	if err != nil {

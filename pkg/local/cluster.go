@@ -183,6 +183,9 @@ func (c Cluster) names() []string {
 	return out
 }
 
+// etcd reports whether the control planes keep their state in etcd, which others can join.
+func (c Cluster) etcd() bool { return c.servers()[0].Settings["cluster-init"] != nil }
+
 // servers are the nodes that are control planes, the first one first.
 func (c Cluster) servers() []Node {
 	return slices.DeleteFunc(slices.Clone(c.Nodes), func(n Node) bool { return n.Role != ControlPlane })

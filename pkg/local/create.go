@@ -203,12 +203,11 @@ func (s Site) settle(ctx context.Context, c Cluster, woken map[string]time.Time,
 
 // enlist starts a node with the token that lets it join.
 func (s Site) enlist(ctx context.Context, c Cluster, n Node) error {
-	begins := c.servers()[0]
 	file := paths.New(paths.DefaultData).AgentToken()
 	if n.Role == ControlPlane {
 		file = paths.New(paths.DefaultData).Token()
 	}
-	token, err := os.ReadFile(s.on(c.Name, begins.Name, file))
+	token, err := os.ReadFile(s.on(c.Name, s.gate(c).Name, file))
 	if err != nil {
 		return err
 	}

@@ -74,7 +74,7 @@ func (s Site) decide(name string, f File) (Cluster, error) {
 	blame("", c.apart())
 	blame("", c.uncovered())
 	if len(errs) > 0 {
-		return c, errors.Join(errs...)
+		return c, errors.Join(append(errs, s.promised(c))...)
 	}
 	if c.Index, c.Ranges, err = s.choose(families, slices.Concat(pods, services)); err != nil {
 		return c, err
@@ -130,8 +130,8 @@ func (s Site) promised(c Cluster) error {
 		}
 		both.Nodes = append(both.Nodes, theirs)
 		if both.apart() != nil {
-			return Unfit{fmt.Errorf("cluster %s, which is there too, has a port of this host that this one asks for: one of %s; choose another, or remove that cluster with: podo cluster delete --name %[1]s",
-				name, strings.Join(theirs.listening(), ", "))}
+			return fmt.Errorf("cluster %s, which is there too, has a port of this host that this one asks for: one of %s; choose another, or remove that cluster with: podo cluster delete --name %[1]s",
+				name, strings.Join(theirs.listening(), ", "))
 		}
 	}
 	return nil
@@ -169,7 +169,7 @@ func (c Cluster) verify() error {
 	var errs []error
 	seen := map[string]bool{}
 	for _, n := range c.Nodes {
-		text, err := yaml.Marshal(map[string]any(c.settings(n)))
+		text, err := yaml.Marshal(map[string]any(c.settings(n, c.servers()[0])))
 		if err != nil {
 			return err
 		}
@@ -190,11 +190,29 @@ func (c Cluster) verify() error {
 		}
 		for line := range strings.SplitSeq(err.Error(), "\n") {
 			if !seen[line] {
-				errs, seen[line] = append(errs, fmt.Errorf("node %s: %s", n.Name, line)), true
+				errs, seen[line] = append(errs, fmt.Errorf("node %s: %s", n.Name, fielded(line))), true
 			}
 		}
 	}
 	return unfit(errors.Join(errs...))
+}
+
+// fielded names the field of a file beside the setting of podo's that it was turned into,
+// with which line begins.
+func fielded(line string) string {
+	setting, rest, _ := strings.Cut(line, ": ")
+	field, ok := map[string]string{
+		"cluster-cidr": "networking.podSubnet", "service-cidr": "networking.serviceSubnet", "feature-gates": "featureGates",
+		"node-label": "labels", "node-taint": "nodeRegistration.taints", "kubelet-arg": "kubeletExtraArgs",
+		"kube-apiserver-arg": "apiServer.extraArgs", "kube-controller-manager-arg": "controllerManager.extraArgs",
+		"kube-scheduler-arg": "scheduler.extraArgs", "etcd-arg": "etcd.local.extraArgs", "kube-proxy-arg": "KubeProxyConfiguration",
+		"tls-san": "apiServer.certSANs", "cluster-domain": "networking.dnsDomain",
+		"bind-address": "apiServer.extraArgs bind-address", "service-node-port-range": "apiServer.extraArgs service-node-port-range",
+	}[setting]
+	if !ok {
+		return line
+	}
+	return fmt.Sprintf("%s (podo's %s): %s", field, setting, rest)
 }
 
 // populate adds the nodes of a file. Every mistake in them is in the error.

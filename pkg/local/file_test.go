@@ -146,7 +146,7 @@ func TestSettings(t *testing.T) {
 				if err != nil {
 					t.Fatal(err)
 				}
-				got := c.settings(n)
+				got := c.settings(n, c.servers()[0])
 				for setting, w := range want {
 					if show(got[setting]) != show(w) {
 						t.Errorf("%s: %s is %v, want %v", node, setting, got[setting], w)
@@ -196,9 +196,13 @@ func TestPatches(t *testing.T) {
 			patch: "kind: ClusterConfiguration\napiServer: {extraArgs: [{name: tls-sni-cert-key, value: a}, {name: tls-sni-cert-key, value: b}]}\n",
 			of:    "c-control-plane", want: map[string]any{"kube-apiserver-arg": []string{"tls-sni-cert-key=a", "tls-sni-cert-key=b"}},
 		},
+		"several documents": {
+			patch: "---\nkind: ClusterConfiguration\napiServer: {certSANs: [me.example]}\n---\n---\nkind: KubeProxyConfiguration\nmode: iptables\n",
+			of:    "c-control-plane", want: map[string]any{"tls-san": []string{"me.example"}, "kube-proxy-arg": []string{"proxy-mode=iptables"}},
+		},
 		"a flag without a name": {patch: "kind: ClusterConfiguration\nscheduler:\n  extraArgs:\n  - {nme: a, value: b}\n", err: "line 4: a flag without a name"},
 		"a flag with more":      {patch: "kind: ClusterConfiguration\nscheduler: {extraArgs: [{name: a, value: b, valeu: c}]}\n", err: "a flag has name and value, and nothing else"},
-		"two documents":         {patch: "kind: KubeletConfiguration\n---\nkind: KubeletConfiguration\n", err: "kubeadmConfigPatches[0]: holds more than one document"},
+		"the second of two":     {patch: "kind: KubeletConfiguration\n---\nkind: Pod\n", err: `kubeadmConfigPatches[0]: kind: "Pod" is none that podo knows`},
 		"nothing":               {patch: "", err: "kubeadmConfigPatches[0]: is empty"},
 		"of those that join":    {patch: "kind: JoinConfiguration\nnodeRegistration: {kubeletExtraArgs: {v: high}}\n", err: `v: "high" is not a number`},
 		"another kind":          {patch: "kind: Pod\n", err: `kubeadmConfigPatches[0]: kind: "Pod" is none that podo knows`},
@@ -231,7 +235,7 @@ func TestPatches(t *testing.T) {
 				t.Fatal(err)
 			}
 			for setting, w := range tt.want {
-				if got := c.settings(n)[setting]; show(got) != show(w) {
+				if got := c.settings(n, c.servers()[0])[setting]; show(got) != show(w) {
 					t.Errorf("%s is %v, want %v", setting, got, w)
 				}
 			}
@@ -251,8 +255,8 @@ func TestRefusals(t *testing.T) {
 		file File
 		err  string
 	}{
-		"a port that is taken":   {File{Nodes: []NodeFile{{Ports: []PortFile{{Container: 80, Host: int32(port), Address: "127.0.0.1"}}}}}, "nodes[0].extraPortMappings[0].hostPort: another program has TCP port"},
-		"the API's":              {File{Networking: Networking{APIPort: int32(port)}}, "networking.apiServerPort: another program has TCP port"},
+		"a port that is taken":   {File{Nodes: []NodeFile{{Ports: []PortFile{{Container: 80, Host: int32(port), Address: "127.0.0.1"}}}}}, "nodes[0].extraPortMappings[0].hostPort: TCP port"},
+		"the API's":              {File{Networking: Networking{APIPort: int32(port)}}, "networking.apiServerPort: TCP port"},
 		"an image of kind's":     {File{Nodes: []NodeFile{{Image: "kindest/node:v1.30.0"}}}, "nodes are no images here"},
 		"a file that is no podo": {File{Nodes: []NodeFile{{Image: "/bin/sh"}}}, `"/bin/sh" is not the path of a podo`},
 		"a file that is missing": {File{Nodes: []NodeFile{{Image: "/nowhere/podo"}}}, "no such file"},
@@ -260,8 +264,8 @@ func TestRefusals(t *testing.T) {
 		"overlaps a default":     {File{Networking: Networking{PodSubnet: "10.43.0.0/20"}}, "overlap"},
 		"a port of two":          {File{Nodes: []NodeFile{{Ports: []PortFile{{Container: 80, Host: 28099}, {Container: 81, Host: 28099, Address: "127.0.0.1"}}}}}, "nodes[0].extraPortMappings[1].hostPort: TCP port 127.0.0.1:28099 is that of nodes[0].extraPortMappings[0].hostPort too"},
 		"one that is the API's":  {File{Networking: Networking{APIPort: 28098}, Nodes: []NodeFile{{Ports: []PortFile{{Container: 80, Host: 28098}}}}}, "is that of networking.apiServerPort too"},
-		"a label":                {File{Nodes: []NodeFile{{Labels: map[string]string{"bad label": "x"}}}}, `node c-control-plane: node-label: "bad label=x": key must be`},
-		"a taint":                {File{KubeadmPatches: []string{"kind: InitConfiguration\nnodeRegistration: {taints: [{key: a, effect: Foo}]}"}}, `node-taint: "a=:Foo"`},
+		"a label":                {File{Nodes: []NodeFile{{Labels: map[string]string{"bad label": "x"}}}}, `node c-control-plane: labels (podo's node-label): "bad label=x": key must be`},
+		"a taint":                {File{KubeadmPatches: []string{"kind: InitConfiguration\nnodeRegistration: {taints: [{key: a, effect: Foo}]}"}}, `nodeRegistration.taints (podo's node-taint): "a=:Foo"`},
 		"the nodes' own range":   {File{Networking: Networking{PodSubnet: "10.111.0.0/16"}}, "leave nothing of 10.111.0.0/16"},
 		"more of kubeadm's":      {File{KubeadmPatches: []string{"kind: ClusterConfiguration\nimageRepository: x"}}, "imageRepository: podo has no kubeadm, and cannot do what this says; of this object it reads apiServer, controllerManager, scheduler, etcd, networking"},
 		"a mount of registries": {File{

@@ -2,7 +2,9 @@ package local
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"time"
@@ -25,7 +27,9 @@ func (s Site) LoadArchives(ctx context.Context, c Cluster, only, files []string)
 		list = append(list, n)
 	}
 	for _, file := range files {
-		if _, err := os.Stat(file); err != nil {
+		if _, err := os.Stat(file); errors.Is(err, fs.ErrNotExist) {
+			return fmt.Errorf("there is no archive %s; write one with: docker save --output FILE IMAGE", file)
+		} else if err != nil {
 			return err
 		}
 	}
@@ -62,13 +66,13 @@ const engineWithin = 30 * time.Second
 
 // stock gives a new node the images that were loaded into the first one.
 func (s Site) stock(ctx context.Context, c Cluster, n Node) error {
-	first := c.servers()[0]
+	from := s.gate(c)
 	ctx, cancel := context.WithTimeout(ctx, engineWithin)
 	defer cancel()
 	for {
 		_, err := os.Stat(s.inside(c, n, paths.New(paths.DefaultData).Socket("containerd")))
 		if err == nil {
-			err = s.store(c, first).Share(ctx, s.store(c, n))
+			err = s.store(c, from).Share(ctx, s.store(c, n))
 		}
 		if err == nil {
 			return nil

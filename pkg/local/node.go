@@ -135,16 +135,16 @@ func (s Site) unpack(ctx context.Context, podo, to string) error {
 	})
 }
 
-// settings are what podo reads at its start on a node.
-func (c Cluster) settings(n Node) Settings {
+// settings are what podo reads at its start on a node, which joins the others by gate.
+func (c Cluster) settings(n, gate Node) Settings {
 	all := Settings{"node-name": n.Name, "node-ip": texts(c.addrs(n))}
 	maps.Copy(all, c.Common)
 	if n.Role == ControlPlane {
 		maps.Copy(all, c.Shared)
 	}
 	maps.Copy(all, n.Settings)
-	if begins := c.servers()[0]; n.Name != begins.Name {
-		all["server"], all["token-file"] = "https://"+c.endpoint(begins), tokenFile
+	if n.Name != c.servers()[0].Name {
+		all["server"], all["token-file"] = "https://"+c.endpoint(gate), tokenFile
 	}
 	own, _ := all["kubelet-arg"].([]string)
 	all["kubelet-arg"] = append([]string{"config=" + kubeletFile}, own...)
@@ -169,7 +169,7 @@ func (n Node) kubelet() (string, error) {
 // configure writes the settings of a node, and the token if it is to join others. That is
 // beside them, so that they can be shown to anybody.
 func (s Site) configure(c Cluster, n Node, token string) error {
-	text, err := yaml.Marshal(map[string]any(c.settings(n)))
+	text, err := yaml.Marshal(map[string]any(c.settings(n, s.gate(c))))
 	if err != nil {
 		return err
 	}

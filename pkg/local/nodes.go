@@ -17,6 +17,7 @@ import (
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
 
 	"github.com/podo-dev/podo/pkg/kubeconfig"
 	"github.com/podo-dev/podo/pkg/machine"
@@ -33,7 +34,7 @@ func (s Site) AddNode(ctx context.Context, name string, f NodeFile, wait time.Du
 	switch {
 	case f.Role != Worker && f.Role != ControlPlane:
 		return c, Node{}, Unfit{fmt.Errorf("--role: %q, want worker or control-plane", f.Role)}
-	case f.Role == ControlPlane && c.servers()[0].Settings["cluster-init"] == nil:
+	case f.Role == ControlPlane && !c.etcd():
 		return c, Node{}, Unfit{fmt.Errorf("cluster %s was made with one control plane, which keeps its state in SQLite; a cluster that is made with two or more can have others added", name)}
 	}
 	n, err := s.newNode(c, f.Role)
@@ -67,7 +68,8 @@ func (s Site) AddNode(ctx context.Context, name string, f NodeFile, wait time.Du
 	if err == nil {
 		return c, n, nil
 	}
-	return c, n, errors.Join(err, s.drop(context.WithoutCancel(ctx), c, n))
+	_, e := s.drop(context.WithoutCancel(ctx), c, n)
+	return c, n, errors.Join(err, e)
 }
 
 func (s Site) add(ctx context.Context, c Cluster, n Node) error {
@@ -96,7 +98,19 @@ func (s Site) acquaint(c Cluster) error {
 	})
 }
 
-// running loads and locks a cluster whose first server runs.
+// gate is the control plane that others join by, and that is asked for the cluster: the
+// first one that runs.
+func (s Site) gate(c Cluster) Node {
+	servers := c.servers()
+	for _, n := range servers {
+		if s.seat(c.Name, n.Name).pid() != 0 {
+			return n
+		}
+	}
+	return servers[0]
+}
+
+// running loads and locks a cluster one of whose servers runs.
 func (s Site) running(ctx context.Context, name string) (Cluster, func(), error) {
 	c, err := s.Load(name)
 	if err != nil {
@@ -106,7 +120,7 @@ func (s Site) running(ctx context.Context, name string) (Cluster, func(), error)
 	if err != nil {
 		return c, nil, err
 	}
-	if c, err = s.Load(name); err == nil && s.lives(c, c.servers()[0]) != nil {
+	if c, err = s.Load(name); err == nil && s.lives(c, s.gate(c)) != nil {
 		err = fmt.Errorf("cluster %s does not run; start it with: podo cluster start --name %[1]s", name)
 	}
 	if err != nil {
@@ -115,39 +129,62 @@ func (s Site) running(ctx context.Context, name string) (Cluster, func(), error)
 	return c, release, err
 }
 
-// RemoveNode takes a node out of a cluster. Unless forced it is drained first.
-func (s Site) RemoveNode(ctx context.Context, name, node string, force bool) error {
+// RemoveNode takes a node out of a cluster, and returns what is left of it. Unless forced,
+// the node is drained first.
+func (s Site) RemoveNode(ctx context.Context, name, node string, force bool) (Cluster, error) {
 	c, release, err := s.running(ctx, name)
 	if err != nil {
-		return err
+		return c, err
 	}
 	defer release()
 	n, err := c.find(node)
 	if err != nil {
-		return err
+		return c, err
 	}
-	if n.Name == c.servers()[0].Name {
-		return Unfit{fmt.Errorf("%s began the cluster, and others join by it; remove the cluster with: podo cluster delete --name %s", node, name)}
+	if n.Role == ControlPlane && len(c.servers()) == 1 {
+		return c, Unfit{fmt.Errorf("%s is the only control plane; remove the cluster with: podo cluster delete --name %s", node, name)}
 	}
 	if err := s.tools(ctx); err != nil {
-		return err
+		return c, err
 	}
-	if !force {
+	if !force && s.seat(name, node).pid() != 0 { // of one that is off, the cluster lets go with its node
 		done := s.Step("Moving the pods of " + node)
 		err := s.drain(ctx, c, n)
 		done(err)
 		if err != nil {
-			return err
+			return c, err
 		}
 	}
 	done := s.Step("Removing " + node)
-	err = s.drop(ctx, c, n)
+	c, err = s.drop(ctx, c, n)
 	done(err)
-	return err
+	return c, err
 }
 
-// drain has kubectl move a node's pods, which respects disruption budgets.
+// drain has kubectl move a node's pods, which respects disruption budgets. A node that
+// they cannot all leave takes pods as before.
 func (s Site) drain(ctx context.Context, c Cluster, n Node) error {
+	client, err := s.client(c)
+	if err != nil {
+		return err
+	}
+	before, err := client.CoreV1().Nodes().Get(ctx, n.Name, metav1.GetOptions{})
+	if apierrors.IsNotFound(err) {
+		return nil // somebody has removed it there already
+	}
+	if err != nil {
+		return err
+	}
+	if err = s.evict(ctx, c, n); err == nil || before.Spec.Unschedulable {
+		return err
+	}
+	again, end := context.WithTimeout(context.WithoutCancel(ctx), 10*time.Second)
+	defer end()
+	_, e := client.CoreV1().Nodes().Patch(again, n.Name, types.MergePatchType, []byte(`{"spec":{"unschedulable":null}}`), metav1.PatchOptions{})
+	return errors.Join(err, e)
+}
+
+func (s Site) evict(ctx context.Context, c Cluster, n Node) error {
 	admin, err := s.Kubeconfig(c)
 	if err != nil {
 		return err
@@ -165,11 +202,12 @@ func (s Site) drain(ctx context.Context, c Cluster, n Node) error {
 }
 
 // resign has etcd forget a control plane that is about to go: a member that never answers
-// again would count as one that is away. The first one, which stays, is asked for that, for
-// a while: others may just be starting.
+// again would count as one that is away. One that stays is asked for that, for a while:
+// others may just be starting.
 func (s Site) resign(ctx context.Context, c Cluster, n Node) error {
+	c.Nodes = slices.DeleteFunc(slices.Clone(c.Nodes), func(o Node) bool { return o.Name == n.Name })
 	for end := time.Now().Add(30 * time.Second); ; {
-		out, err := exec.CommandContext(ctx, s.Exe, "cluster", "node", "exec", "--name", c.Name, c.servers()[0].Name, "--",
+		out, err := exec.CommandContext(ctx, s.Exe, "cluster", "node", "exec", "--name", c.Name, s.gate(c).Name, "--",
 			filepath.Join(programs, "podo"), "etcd", "member-remove", n.Name).CombinedOutput()
 		if err == nil || strings.Contains(string(out), "has no member") {
 			return nil
@@ -182,37 +220,40 @@ func (s Site) resign(ctx context.Context, c Cluster, n Node) error {
 }
 
 // drop turns a node off and removes all of it.
-func (s Site) drop(ctx context.Context, c Cluster, n Node) error {
+func (s Site) drop(ctx context.Context, c Cluster, n Node) (Cluster, error) {
 	if n.Role == ControlPlane {
 		if err := s.resign(ctx, c, n); err != nil {
-			return err
+			return c, err
 		}
 	}
 	if err := s.halt(ctx, c.Name, n.Name, unix.SIGKILL); err != nil {
-		return err
+		return c, err
 	}
 	client, err := s.client(c)
 	if err == nil {
 		err = client.CoreV1().Nodes().Delete(ctx, n.Name, metav1.DeleteOptions{})
 	}
 	if err != nil && !apierrors.IsNotFound(err) {
-		return fmt.Errorf("remove node %s from the cluster: %w", n.Name, err)
+		return c, fmt.Errorf("remove node %s from the cluster: %w", n.Name, err)
 	}
 	if err := os.RemoveAll(s.node(c.Name, n.Name, "")); err != nil {
-		return err
+		return c, err
 	}
 	c.Nodes = slices.DeleteFunc(slices.Clone(c.Nodes), func(o Node) bool { return o.Name == n.Name })
 	c.Gone = append(c.Gone, n.Name)
+	if n.Settings["cluster-init"] != nil {
+		c.servers()[0].Settings["cluster-init"] = true
+	}
 	if err := s.save(c); err != nil {
-		return err
+		return c, err
 	}
 	if err := s.acquaint(c); err != nil {
-		return err
+		return c, err
 	}
 	if n.Role == ControlPlane || len(n.Ports) > 0 {
-		return s.open(ctx, c)
+		return c, s.open(ctx, c)
 	}
-	return nil
+	return c, nil
 }
 
 // Exec runs a program on a node, with the terminal, the input and the output of this

@@ -128,18 +128,28 @@ func prefixed(err error, at string) []error {
 	return list
 }
 
+// one lays the documents of a patch, one after the other.
 func (p patches) one(text string) error {
-	var doc, more yaml.Node
+	var errs []error
 	read := yaml.NewDecoder(strings.NewReader(text))
-	switch err := read.Decode(&doc); {
-	case errors.Is(err, io.EOF):
-		return errors.New("is empty; leave it out")
-	case err != nil:
-		return err
+	for some := false; ; {
+		var doc yaml.Node
+		switch err := read.Decode(&doc); {
+		case errors.Is(err, io.EOF) && !some:
+			return errors.New("is empty; leave it out")
+		case errors.Is(err, io.EOF):
+			return errors.Join(errs...)
+		case err != nil:
+			return errors.Join(append(errs, err)...)
+		case doc.Content[0].Tag == "!!null": // nothing between two lines of dashes
+			continue
+		}
+		some = true
+		errs = append(errs, p.document(doc))
 	}
-	if err := read.Decode(&more); !errors.Is(err, io.EOF) {
-		return errors.Join(err, errors.New("holds more than one document; give each a patch of its own"))
-	}
+}
+
+func (p patches) document(doc yaml.Node) error {
 	var head struct {
 		Kind string `yaml:"kind"`
 	}

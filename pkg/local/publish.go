@@ -58,7 +58,7 @@ func listen(address netip.Addr, port int32, protocol string) (netip.AddrPort, er
 func taken(at netip.AddrPort, protocol string, err error) error {
 	switch {
 	case errors.Is(err, syscall.EADDRINUSE):
-		return fmt.Errorf("another program has %s port %s of this host; stop it, or choose another port", strings.ToUpper(protocol), at)
+		return fmt.Errorf("%s port %s of this host is in use; stop what listens there, or choose another port", strings.ToUpper(protocol), at)
 	case errors.Is(err, syscall.EADDRNOTAVAIL):
 		return fmt.Errorf("this host has no address %s", at.Addr())
 	}

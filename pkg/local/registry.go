@@ -35,8 +35,8 @@ import (
 const RegistryPort = 5000
 
 // A store is a registry of images that keeps what it is given in a folder. The library
-// keeps blobs there; manifests, which it has in memory alone, are kept as they were put,
-// and put again when the process starts.
+// keeps blobs there, once they are whole; manifests, which it has in memory alone, are kept
+// as they were put, and put again when the process starts.
 type store struct {
 	dir    string // of manifests
 	within http.Handler
@@ -53,11 +53,11 @@ type put struct {
 
 func openStore(dir string, log *slog.Logger) (*store, error) {
 	s := &store{dir: filepath.Join(dir, "manifests"), log: log}
-	blobs := filepath.Join(dir, "blobs")
-	if err := errors.Join(os.MkdirAll(s.dir, 0o700), os.MkdirAll(blobs, 0o700)); err != nil {
+	blobs, parts := filepath.Join(dir, "blobs"), filepath.Join(dir, "uploads")
+	if err := errors.Join(os.RemoveAll(parts), os.MkdirAll(s.dir, 0o700), os.MkdirAll(blobs, 0o700), os.MkdirAll(parts, 0o700)); err != nil {
 		return nil, err
 	}
-	s.within = registry.New(registry.WithBlobHandler(registry.NewDiskBlobHandler(blobs)), registry.Logger(slog.NewLogLogger(log.Handler(), slog.LevelDebug)))
+	s.within = uploads{parts, registry.New(registry.WithBlobHandler(registry.NewDiskBlobHandler(blobs)), registry.Logger(slog.NewLogLogger(log.Handler(), slog.LevelDebug)))}
 	return s, s.restore()
 }
 

@@ -9,6 +9,8 @@ import (
 	"log/slog"
 	"net/http"
 	"net/http/httptest"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 )
@@ -16,6 +18,77 @@ import (
 func digestOf(text string) string {
 	sum := sha256.Sum256([]byte(text))
 	return "sha256:" + hex.EncodeToString(sum[:])
+}
+
+// TestUploads: a layer that comes in parts is one in the end, if it is what it is said to
+// be, and the parts are gone then. A part that does not fit is refused.
+func TestUploads(t *testing.T) {
+	dir := t.TempDir()
+	s, err := openStore(dir, slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	server := httptest.NewServer(s)
+	defer server.Close()
+	request := func(method, path, part, body string) (int, http.Header, string) {
+		t.Helper()
+		req, err := http.NewRequest(method, server.URL+path, strings.NewReader(body))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if part != "" {
+			req.Header.Set("Content-Range", part)
+		}
+		res, err := http.DefaultClient.Do(req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer res.Body.Close()
+		text, err := io.ReadAll(res.Body)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return res.StatusCode, res.Header, string(text)
+	}
+	begin := func() string {
+		t.Helper()
+		code, header, text := request("POST", "/v2/some/app/blobs/uploads/", "", "")
+		if code != http.StatusAccepted {
+			t.Fatalf("begin: %d %s", code, text)
+		}
+		return header.Get("Location")
+	}
+	at := begin()
+	for _, tt := range []struct {
+		part, body string
+		code       int
+		have       string
+	}{
+		{"0-4", "hello", http.StatusAccepted, "0-4"},
+		{"9-11", "xxx", http.StatusRequestedRangeNotSatisfiable, "0-4"},
+		{"5-6", ", ", http.StatusAccepted, "0-6"},
+		{"", "wor", http.StatusAccepted, "0-9"},
+	} {
+		if code, header, text := request("PATCH", at, tt.part, tt.body); code != tt.code || header.Get("Range") != tt.have {
+			t.Errorf("part %s: %d %q, %s; want %d %q", tt.part, code, header.Get("Range"), text, tt.code, tt.have)
+		}
+	}
+	if code, _, _ := request("PUT", at+"?digest="+digestOf("another"), "", "ld"); code < 400 {
+		t.Errorf("what is not what it is said to be: %d", code)
+	}
+	if code, _, text := request("PUT", at+"?digest="+digestOf("hello, world"), "", "ld"); code != http.StatusCreated {
+		t.Errorf("the end: %d %s", code, text)
+	}
+	if code, _, text := request("GET", "/v2/some/app/blobs/"+digestOf("hello, world"), "", ""); code != http.StatusOK || text != "hello, world" {
+		t.Errorf("afterwards: %d %q", code, text)
+	}
+	if code, _, text := request("PUT", begin()+"?digest="+digestOf("at once"), "", "at once"); code != http.StatusCreated {
+		t.Errorf("all at once: %d %s", code, text)
+	}
+	left, err := os.ReadDir(filepath.Join(dir, "uploads"))
+	if err != nil || len(left) != 0 {
+		t.Errorf("left of uploads: %v, %v", left, err)
+	}
 }
 
 // TestRegistryKeepsWhatItIsGiven: after a restart an index, and the images that it refers

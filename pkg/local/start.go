@@ -63,7 +63,7 @@ func (s Site) Start(ctx context.Context, name string, wait time.Duration) (Clust
 			func() error { return s.each(c.Nodes, func(n Node) error { return s.wake(c, n) }) })
 	}
 	if err == nil {
-		err = s.answers(ctx, c, c.servers()[0])
+		err = s.answers(ctx, c, s.gate(c))
 	}
 	done(err)
 	if err != nil {

@@ -208,7 +208,7 @@ spec:
 	c.available("web")
 	c.page("127.0.0.1:80/hostname")
 	c.page("127.0.0.1:443/hostname")
-	s.refused(1, "", []string{"cluster", "create", "--name", "other", "--config", file("ingress.yaml")}, "another program has TCP port", "hostPort")
+	s.refused(1, "", []string{"cluster", "create", "--name", "other", "--config", file("ingress.yaml")}, "hostPort: TCP port", "is in use", "cluster podo, which is there too")
 	s.refused(1, "", []string{"cluster", "create"}, `there is a cluster "podo" already`)
 
 	// What a program reads.

@@ -2,8 +2,11 @@ package local
 
 import (
 	"bytes"
+	"encoding/json"
+	"errors"
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -19,7 +22,8 @@ import (
 const head = "kind: Cluster\napiVersion: kind.x-k8s.io/v1alpha4\n"
 
 // TestSeveralControlPlanes: three control planes and two workers. When the first of them
-// is killed, the host's port for the API answers all the same.
+// is killed, the host's port for the API answers all the same, nodes join and leave, and
+// it can itself be removed for good.
 func TestSeveralControlPlanes(t *testing.T) {
 	s := begin(t)
 	c := s.create("ha", head+"nodes: [{role: control-plane}, {role: control-plane}, {role: control-plane}, {role: worker}, {role: worker}]\n")
@@ -40,15 +44,28 @@ func TestSeveralControlPlanes(t *testing.T) {
 		_, err := c.client.CoreV1().ConfigMaps("default").Create(t.Context(), &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{GenerateName: "kept-"}}, metav1.CreateOptions{})
 		return err
 	})
+	if name := s.run("cluster", "node", "add", "--name", "ha"); name != "ha-worker3" {
+		t.Errorf("the worker added meanwhile is called %q", name)
+	}
+	s.run("cluster", "node", "remove", "--name", "ha", "ha-worker3")
 	s.run("cluster", "start", "--name", "ha")
 	c.within(60*time.Second, "all nodes Ready again", c.allReady)
 
 	// etcd counts with one that was removed no more, and with one that was added.
-	s.run("cluster", "node", "remove", "--name", "ha", "ha-control-plane3")
+	c.kill("ha-control-plane")
+	began := time.Now()
+	s.run("cluster", "node", "remove", "--name", "ha", "ha-control-plane")
+	if took := time.Since(began); took > 30*time.Second {
+		t.Errorf("removing a node that was off took %s", took)
+	}
 	if name := s.run("cluster", "node", "add", "--name", "ha", "--role", "control-plane"); name != "ha-control-plane4" {
 		t.Errorf("the added node is called %q", name)
 	}
-	out := c.exec("ha-control-plane", "podo", "etcd", "member-list")
+	// Who began the cluster is not needed for it to begin again.
+	s.run("cluster", "stop", "--name", "ha")
+	s.run("cluster", "start", "--name", "ha")
+	c.within(60*time.Second, "all nodes Ready without the first", c.allReady)
+	out := c.exec("ha-control-plane2", "podo", "etcd", "member-list")
 	if strings.Count(out, "follower")+strings.Count(out, "leader") != 3 || strings.Contains(out, "away") {
 		t.Errorf("members:\n%s", out)
 	}
@@ -122,12 +139,36 @@ func TestNodesComeAndGo(t *testing.T) {
 	c.apply(web + `      topologySpreadConstraints: [{maxSkew: 1, topologyKey: kubernetes.io/hostname, whenUnsatisfiable: ScheduleAnyway, labelSelector: {matchLabels: {app: web}}}]
 `)
 	c.available("web")
+
+	// A removal that somebody does not wait for leaves the node as it was.
+	c.kubectl("create", "poddisruptionbudget", "web", "--selector=app=web", "--min-available=2")
+	leaving := exec.Command(s.podo, "cluster", "node", "remove", "--name", "grow", "grow-worker2")
+	if err := leaving.Start(); err != nil {
+		t.Fatal(err)
+	}
+	c.within(30*time.Second, "the node takes no pods", func() error {
+		if n := c.nodes()["grow-worker2"]; !n.Spec.Unschedulable {
+			return errors.New("it does")
+		}
+		return nil
+	})
+	if err := leaving.Process.Signal(syscall.SIGINT); err != nil {
+		t.Fatal(err)
+	}
+	if err := leaving.Wait(); err == nil {
+		t.Error("a removal that was interrupted is content")
+	}
+	if n, there := c.nodes()["grow-worker2"]; !there || n.Spec.Unschedulable {
+		t.Errorf("after an interrupted removal: there %t, unschedulable %t", there, n.Spec.Unschedulable)
+	}
+	c.kubectl("delete", "poddisruptionbudget", "web")
+
 	s.run("cluster", "node", "remove", "--name", "grow", "grow-worker2")
 	if _, there := c.nodes()["grow-worker2"]; there || len(c.members()) != 2 {
 		t.Errorf("the removed node is there: %v", c.members())
 	}
 	c.available("web")
-	s.refused(2, "", []string{"cluster", "node", "remove", "--name", "grow", "grow-control-plane"}, "began the cluster")
+	s.refused(2, "", []string{"cluster", "node", "remove", "--name", "grow", "grow-control-plane"}, "the only control plane")
 	s.refused(1, "", []string{"cluster", "node", "remove", "--name", "grow", "nobody"}, `no node "nobody"`)
 	s.refused(2, "", []string{"cluster", "node", "add", "--name", "grow", "--role", "control-plane"}, "SQLite")
 
@@ -219,14 +260,35 @@ func TestSideBySide(t *testing.T) {
 		t.Errorf("kubeconfig after the delete: %v\n%s", err, text)
 	}
 
-	if err := os.RemoveAll("/var/lib/podo-clusters/b"); err != nil {
-		t.Fatal(err)
+	s.within(10*time.Second, "the files are removed", func() error { return os.RemoveAll("/var/lib/podo-clusters/b") }) // its node writes others meanwhile
+	if out, err := exec.Command("ip", "link", "delete", bridgeOf(t, "b")).CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, out)
 	}
 	s.refused(1, "", []string{"uninstall", "--verify"}, "things are left")
 	s.run("cluster", "delete", "--name", "b")
 	if left := look(t).beside(s.before); len(left) > 0 {
 		t.Errorf("left of a cluster without files:\n%s", strings.Join(left, "\n"))
 	}
+}
+
+// bridgeOf is the link that the nodes of a cluster hang on.
+func bridgeOf(t *testing.T, cluster string) string {
+	t.Helper()
+	var links []struct{ Ifname, Ifalias string }
+	text, err := exec.Command("ip", "-json", "link", "show", "type", "bridge").Output()
+	if err == nil {
+		err = json.Unmarshal(text, &links)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, l := range links {
+		if l.Ifalias == "podo cluster "+cluster {
+			return l.Ifname
+		}
+	}
+	t.Fatalf("no bridge of cluster %s among %v", cluster, links)
+	return ""
 }
 
 // TestBothFamilies: nodes, pods and services have addresses of both, and the host reaches

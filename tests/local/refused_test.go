@@ -22,15 +22,16 @@ func TestRefused(t *testing.T) {
 		file  string
 		words []string
 	}{
-		"unknown field":     {2, head + "nods: []\n", []string{"line 3: nods: there is no such field; did you mean nodes?"}},
-		"another version":   {2, "kind: Cluster\napiVersion: v1\n", []string{`apiVersion: "v1", want kind.x-k8s.io/v1alpha4`}},
-		"overlap":           {2, head + "networking: {podSubnet: 10.0.0.0/8, serviceSubnet: 10.96.0.0/12}\n", []string{"overlaps"}},
-		"two of a name":     {2, head + "nodes: [{role: control-plane}, {role: worker, kubeadmConfigPatches: [\"kind: JoinConfiguration\\nnodeRegistration: {name: podo-control-plane}\"]}]\n", []string{"another node is called podo-control-plane too"}},
-		"no such image":     {2, head + "nodes: [{image: /nowhere/podo}]\n", []string{"nodes[0].image", "/nowhere/podo"}},
-		"an image of kind":  {2, head + "nodes: [{image: \"kindest/node:v1.31.0\"}]\n", []string{"nodes are no images here"}},
-		"no such API":       {2, head + "runtimeConfig: {api/foo: \"true\"}\n", []string{"podo refuses what the file asks for", "runtime-config: unknown api groups api/foo"}},
-		"no such gate":      {2, head + "featureGates: {NoSuchGate: true}\n", []string{"podo refuses what the file asks for", "NoSuchGate is not a feature gate"}},
-		"a flag of no part": {2, head + "nodes: [{kubeadmConfigPatches: [\"kind: ClusterConfiguration\\nscheduler: {extraArgs: {no-such-flag: x}}\"]}]\n", []string{"no-such-flag"}},
+		"unknown field":      {2, head + "nods: []\n", []string{"line 3: nods: there is no such field; did you mean nodes?"}},
+		"another version":    {2, "kind: Cluster\napiVersion: v1\n", []string{`apiVersion: "v1", want kind.x-k8s.io/v1alpha4`}},
+		"overlap":            {2, head + "networking: {podSubnet: 10.0.0.0/8, serviceSubnet: 10.96.0.0/12}\n", []string{"overlaps"}},
+		"two of a name":      {2, head + "nodes: [{role: control-plane}, {role: worker, kubeadmConfigPatches: [\"kind: JoinConfiguration\\nnodeRegistration: {name: podo-control-plane}\"]}]\n", []string{"another node is called podo-control-plane too"}},
+		"no such image":      {2, head + "nodes: [{image: /nowhere/podo}]\n", []string{"nodes[0].image", "/nowhere/podo"}},
+		"an image of kind":   {2, head + "nodes: [{image: \"kindest/node:v1.31.0\"}]\n", []string{"nodes are no images here"}},
+		"no such API":        {2, head + "runtimeConfig: {api/foo: \"true\"}\n", []string{"podo refuses what the file asks for", "runtime-config: unknown api groups api/foo"}},
+		"neither yes nor no": {2, head + "runtimeConfig: {api/all: \"maybe\"}\n", []string{"podo refuses what the file asks for", "runtime-config", "api/all=maybe", "give true or false"}},
+		"no such gate":       {2, head + "featureGates: {NoSuchGate: true}\n", []string{"podo refuses what the file asks for", "NoSuchGate is not a feature gate"}},
+		"a flag of no part":  {2, head + "nodes: [{kubeadmConfigPatches: [\"kind: ClusterConfiguration\\nscheduler: {extraArgs: {no-such-flag: x}}\"]}]\n", []string{"no-such-flag"}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			in := *s
