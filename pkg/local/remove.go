@@ -79,17 +79,17 @@ func (s Site) Programs() string { return filepath.Join(s.programs(), "current") 
 
 // remove takes away everything of a cluster. It goes on past what it cannot remove.
 func (s Site) remove(ctx context.Context, name string) error {
-	errs := []error{s.down(ctx, name, unix.SIGKILL), fell(ctx, name)}
 	groups, err := machine.FindGroups()
 	if err != nil {
-		return errors.Join(append(errs, err)...)
+		return err
 	}
-	for _, pid := range groups.Processes(groupOf(name)) {
+	var errs []error
+	for _, pid := range groups.Processes(groupOf(name)) { // also of nodes whose files are gone
 		if err := unix.Kill(pid, unix.SIGKILL); err != nil && !errors.Is(err, unix.ESRCH) {
 			errs = append(errs, fmt.Errorf("kill process %d: %w", pid, err))
 		}
 	}
-	errs = append(errs, groups.Remove(groupOf(name)))
+	errs = append(errs, s.down(ctx, name, unix.SIGKILL), fell(ctx, name), groups.Remove(groupOf(name)))
 	if err := errors.Join(errs...); err != nil {
 		return err // its files tell what is to be removed yet
 	}
