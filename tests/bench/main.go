@@ -80,7 +80,7 @@ func parse(args []string, out io.Writer) (options, error) {
 	f.StringVar(&o.only, "only", "", "run only this: podo or baseline")
 	f.DurationVar(&o.settle, "settle", time.Minute, "how long to wait before memory, CPU and writes are measured")
 	f.DurationVar(&o.window, "window", 2*time.Minute, "how long to measure them")
-	f.IntVar(&o.pods, "pods", 100, "pods to scale up to in the last round; 0 leaves it out")
+	f.IntVar(&o.pods, "pods", 100, "pods to scale up to at the end of each round; 0 leaves it out")
 	f.Var(&o.args, "podo-arg", "further `argument` for podo server; may be repeated; --disable=traefik, which the baseline has not, where none is given")
 	f.Var(&o.env, "podo-env", "further `NAME=VALUE` in podo's environment; may be repeated")
 	f.BoolVar(&o.keep, "keep-logs", false, "keep what the products logged, and say where; it is kept after a failure anyway")
@@ -194,7 +194,7 @@ func rounds(ctx context.Context, o options, products []product, room string, all
 			if err := os.Mkdir(dir, 0o755); err != nil {
 				return err
 			}
-			m := measure{options: o, product: p, logs: dir, scale: round == o.rounds}
+			m := measure{options: o, product: p, logs: dir}
 			result, err := m.run(ctx)
 			if err != nil {
 				return fmt.Errorf("round %d of %s: %w", round, p.name, err)

@@ -19,7 +19,6 @@ type measure struct {
 	options
 	product product
 	logs    string
-	scale   bool
 
 	running chan error // of the product, while it runs
 	stop    func()
@@ -54,7 +53,7 @@ func (m *measure) run(ctx context.Context) (r result, err error) {
 	if err := m.warm(ctx, node, r.Figures); err != nil {
 		return r, err
 	}
-	if !m.scale || m.pods == 0 {
+	if m.pods == 0 {
 		return r, nil
 	}
 	return r, m.crowd(ctx, r.Figures)
