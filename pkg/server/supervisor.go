@@ -100,6 +100,13 @@ func (s *supervisor) component() lifecycle.Component {
 		}
 		factory := informers.NewSharedInformerFactoryWithOptions(client, 0, informers.WithTransform(addressesOnly))
 		lister := factory.Core().V1().Nodes().Lister()
+		if store, ok := s.store.(members); ok {
+			l := newLeavers(store.Admin, s.log)
+			if _, err := factory.Core().V1().Nodes().Informer().AddEventHandler(l.hear()); err != nil {
+				return err
+			}
+			go l.run(ctx)
+		}
 		var pods cache.Indexer
 		if s.plan.APIServer != nil && tunnel.Mode(s.plan.Egress.Mode) == tunnel.ModeCluster {
 			known := factory.Core().V1().Pods().Informer()

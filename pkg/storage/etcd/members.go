@@ -28,6 +28,8 @@ type Member struct {
 	Leader  bool   `json:"leader"`
 	Bytes   int64  `json:"bytes"`
 	Err     string `json:"err,omitempty"` // why it does not answer
+
+	Answered bool `json:"-"` // whatever ails it
 }
 
 // Open returns a way to ask a member that another process on this machine runs. It
@@ -81,7 +83,7 @@ func (a *Admin) Members(ctx context.Context) ([]Member, error) {
 				out[i].Err = err.Error()
 				return
 			}
-			out[i].Leader, out[i].Bytes = st.Leader == m.ID, st.DbSize
+			out[i].Answered, out[i].Leader, out[i].Bytes = true, st.Leader == m.ID, st.DbSize
 			if len(st.Errors) > 0 {
 				out[i].Err = strings.Join(st.Errors, "; ")
 			}
