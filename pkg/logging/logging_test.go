@@ -274,6 +274,23 @@ func TestNoiseIsDroppedUnlessDebugging(t *testing.T) {
 	}
 }
 
+// A node that is refused a range for any other reason than that it has one is told of.
+func TestNodeWithoutRangeIsTold(t *testing.T) {
+	for trouble, told := range map[string]bool{
+		`failed to patch node CIDR: Node "two" is invalid: [spec.podCIDRs: Forbidden: node updates may not change podCIDR except from "" to valid]`: false,
+		"failed to patch node CIDR: etcdserver: no leader": true,
+	} {
+		var b buffer
+		l := slog.New(newUpstream(New(&b, Options{}).Handler(), 0))
+		l.Error("Failed to update node PodCIDR after multiple attempts", "err", errors.New(trouble), "node", "two")
+		l.Error("CIDR assignment for node failed. Releasing allocated CIDR", "err", errors.New(trouble), "node", "two")
+		l.Error("Error processing node work item", "logger", "UnhandledError", "err", fmt.Errorf("error syncing 'two': %s, requeuing", trouble))
+		if got := strings.Count(b.String(), "\n"); got != map[bool]int{true: 3}[told] {
+			t.Errorf("%s: told in %d lines:\n%s", trouble, got, &b)
+		}
+	}
+}
+
 func TestChildLines(t *testing.T) {
 	const text = `time="2026-01-02T03:04:05Z" level=info msg="starting containerd" version=2.3.7
 time="2026-01-02T03:04:05Z" level=warning msg="cgroup v1 is old" error="a \"b\"" id=x
