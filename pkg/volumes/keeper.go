@@ -72,7 +72,7 @@ func (k *Keeper) Run(ctx context.Context, ready func()) error {
 	defer stop()
 	n := &node{
 		name: k.plan.Name, standard: filepath.Clean(k.plan.Root), own: k.plan.Paths, client: client, events: events, log: k.log,
-		queue: newQueue(),
+		queue: newQueue(), unheld: map[string]bool{},
 	}
 	defer n.queue.ShutDown()
 	factories, err := n.follow()
@@ -122,6 +122,8 @@ type node struct {
 	mu    sync.Mutex
 	known []string        // roots that were ever named since the start
 	held  map[string]bool // volumes whose folder was looked at since the start
+
+	unheld map[string]bool // roots of which was told that sizes are not enforced there
 }
 
 // follow prepares the informers of what the node must know.
@@ -362,7 +364,19 @@ func (n *node) make(ctx context.Context, root *os.File, rel string, pv *corev1.P
 		q = quota{}
 	}
 	n.log.Info("volume made", "volume", pv.Name, "path", filepath.Join(root.Name(), rel))
+	n.tellUnheld(root.Name(), why)
 	return q, n.say(ctx, pv, q, why)
+}
+
+// tellUnheld logs, once for each root, that a volume in it is not held to its size. The volume
+// says so itself.
+func (n *node) tellUnheld(root string, why error) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if why != nil && !n.unheld[root] {
+		n.unheld[root] = true
+		n.log.Info("sizes of volumes are not enforced", "path", root, "err", why)
+	}
 }
 
 // projectOfPath is the project that the folder of a volume belongs to, 0 if none.
