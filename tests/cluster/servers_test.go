@@ -303,6 +303,32 @@ func TestWipedServerRejoins(t *testing.T) {
 	s.members(servers[0].Host, 3)
 }
 
+// TestDeletedServerLeavesEtcd: etcd forgets a server that is gone when its node is deleted, and
+// keeps one that runs, which has its node back when it is started anew. One that comes back
+// all the same joins anew.
+func TestDeletedServerLeavesEtcd(t *testing.T) {
+	s := begin(t)
+	servers, _ := s.three()
+	one, two, three := servers[0], servers[1], servers[2]
+	three.down()
+	s.kubectl(one.Host, "delete", "node", "three", "two")
+	s.within(2*time.Minute, "three out of etcd", func() error {
+		out, err := one.Run("podo", "etcd", "member-list")
+		if err != nil || strings.Contains(out, "three-") {
+			return fmt.Errorf("%v: %s", err, out)
+		}
+		return nil
+	})
+	s.members(one.Host, 2) // two is one of them
+	two.crash()
+	s.ready(one.Host, two.Host)
+	s.members(one.Host, 2)
+
+	three.up()
+	s.ready(one.Host, three.Host)
+	s.members(one.Host, 3)
+}
+
 // TestLostQuorumIsResetByOneCommand: two of three servers are gone for good; the third
 // is made a cluster of one, with everything in it, and others join it.
 func TestLostQuorumIsResetByOneCommand(t *testing.T) {
