@@ -22,7 +22,7 @@ var floors = [][]string{
 	{"pkg/host", "pkg/logging", "pkg/pki", "pkg/token", "pkg/kubeconfig", "pkg/process", "pkg/payload", "pkg/configfile", "pkg/datadir", "pkg/gate", "pkg/nodes", "pkg/balancer", "pkg/machine", "pkg/tree", "pkg/inbox"},
 	{"pkg/plan"},
 	{"pkg/storage", "pkg/kube", "pkg/containerd", "pkg/flannel", "pkg/tunnel", "pkg/netpol"},
-	{"pkg/deploy", "pkg/images", "pkg/status", "pkg/reset", "pkg/join", "pkg/metrics", "pkg/loadbalancer", "pkg/volumes", "pkg/helm", "pkg/registries"},
+	{"pkg/deploy", "pkg/images", "pkg/status", "pkg/reset", "pkg/join", "pkg/metrics", "pkg/loadbalancer", "pkg/volumes", "pkg/helm", "pkg/registries", "pkg/dns"},
 	{"pkg/server", "pkg/agent", "pkg/local"},
 	{"cmd/podo"},
 }

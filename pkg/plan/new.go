@@ -555,7 +555,6 @@ func (d *decision) addons() Addons {
 		"IP_FAMILIES":      strings.Join(families, ", "),
 		"IP_FAMILY_POLICY": policy,
 		"DNS_UPSTREAM":     d.upstream(),
-		"NODE_HOSTS":       d.hosts(),
 	}}
 	a.Disabled = slices.Clone(d.cfg.Components.Disable)
 	a.Enabled = append(a.Enabled, "podo-addons", "podo-node")
@@ -595,15 +594,6 @@ func (d *decision) loadBalancer() *LoadBalancer {
 		b.Nodes = []Port{{51820, "UDP"}, {51821, "UDP"}}
 	}
 	return b
-}
-
-// hosts are the lines of a hosts file for this node, indented as in the manifest.
-func (d *decision) hosts() string {
-	var lines []string
-	for _, ip := range d.ips {
-		lines = append(lines, ip.String()+" "+d.nodeName)
-	}
-	return strings.Join(lines, "\n    ")
 }
 
 // upstream is CoreDNS's line for names outside the cluster. A host without a

@@ -11,12 +11,14 @@ import (
 	"errors"
 	"io/fs"
 	"log/slog"
+	"slices"
 	"time"
 
 	"k8s.io/client-go/rest"
 
 	"github.com/podo-dev/podo/pkg/balancer"
 	"github.com/podo-dev/podo/pkg/deploy"
+	"github.com/podo-dev/podo/pkg/dns"
 	"github.com/podo-dev/podo/pkg/gate"
 	"github.com/podo-dev/podo/pkg/helm"
 	"github.com/podo-dev/podo/pkg/kube/apiserver"
@@ -153,9 +155,7 @@ func Build(g *lifecycle.Group, p plan.Server, d Deps) (Server, error) {
 	}
 	g.Add(deploy.Files(p.Paths.Manifests(), p.Paths.AgreedManifests(), p.Certificates.Names.Node, client(p, d.Gate), d.Log), s.API)
 	if parts.api != nil {
-		g.Add(inTurn(p, d, deploy.New(deploy.Options{
-			Addons: p.Addons, Files: d.Manifests, Values: d.Values, Started: d.Started, Client: client(p, d.Gate), Log: d.Log,
-		})), s.API)
+		g.Add(inTurn(p, d, deployer(p, d)), s.API)
 	}
 	if p.Helm {
 		g.Add(alone(p, d, helm.New(p.Paths.Charts(), client(p, d.Gate), d.Log)), s.API)
@@ -199,6 +199,25 @@ func newParts(p plan.Server, super *supervisor, d Deps) (out parts, err error) {
 		out.scheduler, errs[2] = scheduler.New(*p.Scheduler, d.Gate, d.Log)
 	}
 	return out, errors.Join(errs[:]...)
+}
+
+// deployer deploys manifests, and beside that keeps what CoreDNS' is to know of nodes: that
+// is small, and needs no lease of its own.
+func deployer(p plan.Server, d Deps) lifecycle.Component {
+	c := deploy.New(deploy.Options{
+		Addons: p.Addons, Files: d.Manifests, Values: d.Values, Started: d.Started, Client: client(p, d.Gate), Log: d.Log,
+	})
+	if !slices.Contains(p.Addons.Enabled, "coredns") {
+		return c
+	}
+	return lifecycle.Func(c.Name(), func(ctx context.Context, ready func()) error {
+		ctx, end := context.WithCancel(ctx)
+		named := make(chan error, 1)
+		go func() { named <- dns.Names(ctx, client(p, d.Gate), d.Log) }()
+		err := c.Run(ctx, ready)
+		end()
+		return errors.Join(err, <-named)
+	})
 }
 
 // alone sees to it that a part is at work on one of several servers only. The lease

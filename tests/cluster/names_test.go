@@ -1,6 +1,10 @@
 package cluster
 
 import (
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -40,4 +44,56 @@ func TestRenamedHostStaysItsNode(t *testing.T) {
 	}
 	name, _ := s.podOn(server, agent, "web")
 	s.reached(server, name)
+}
+
+// TestNodesAreKnownByName: pods can ask for every node by its name, by all its addresses,
+// soon after it has joined, moved or gone.
+func TestNodesAreKnownByName(t *testing.T) {
+	s := begin(t, hosts.IPv4, hosts.IPv6)
+	server := s.net.Host("server")
+	s.start(server, "server", "--cluster-cidr", "10.42.0.0/16,fd42::/56", "--service-cidr", "10.43.0.0/16,fd43::/112")
+	s.ready(server, server)
+	s.apply(server, twoPlaces)
+	s.rolledOut(server, "web")
+	pod, _ := s.podOn(server, server, "web")
+	s.named(server, pod, "server", server.IPs()...)
+
+	agent := s.net.Host("agent")
+	process := s.join(agent, server)
+	s.ready(server, agent)
+	s.named(server, pod, "agent", agent.IPs()...)
+	s.named(server, pod, "server", server.IPs()...)
+
+	before := agent.IP()
+	agent.SetIP("10.99.0.77")
+	s.named(server, pod, "agent", agent.IPs()...)
+	if slices.Contains(agent.IPs(), before) {
+		t.Fatalf("the agent has %s still", before)
+	}
+
+	s.end(process)
+	s.kubectl(server, "delete", "node", "agent")
+	s.named(server, pod, "agent")
+	s.named(server, pod, "server", server.IPs()...)
+}
+
+// named waits until a pod of a server is told exactly these addresses of a name.
+func (s *scene) named(server *hosts.Host, pod, name string, want ...string) {
+	s.Helper()
+	s.within(2*time.Minute, fmt.Sprintf("%s is named %s", want, name), func() error {
+		// The kubelet brings a changed volume within a minute; a mark on the pod has it look now.
+		if out, err := server.Kubectl("-n", "kube-system", "annotate", "--overwrite", "pod", "-l", "k8s-app=kube-dns", "e2e/look="+time.Now().Format("150405")); err != nil {
+			return fmt.Errorf("%w: %s", err, out)
+		}
+		out, err := server.Kubectl("exec", pod, "--", "dig", "+short", "+tries=1", "+time=2", name+".", "A", name+".", "AAAA")
+		if err != nil {
+			return fmt.Errorf("%w: %s", err, out)
+		}
+		got := strings.Fields(out)
+		slices.Sort(got)
+		if sorted := slices.Sorted(slices.Values(want)); !slices.Equal(got, sorted) {
+			return errors.New("it has " + out)
+		}
+		return nil
+	})
 }
