@@ -23,8 +23,6 @@ import (
 	"strings"
 	"time"
 
-	"github.com/fsnotify/fsnotify"
-
 	"github.com/podo-dev/podo/pkg/atomicfile"
 	"github.com/podo-dev/podo/pkg/lifecycle"
 	"github.com/podo-dev/podo/pkg/plan"
@@ -63,18 +61,14 @@ type door struct {
 }
 
 func (d *door) run(ctx context.Context, ready func()) error {
-	dir := filepath.Dir(d.plan.File)
-	if err := os.MkdirAll(dir, 0o755); err != nil {
+	if err := os.MkdirAll(filepath.Dir(d.plan.File), 0o755); err != nil {
 		return err
 	}
-	files, err := fsnotify.NewWatcher()
+	files, err := newWatch(d.plan.File)
 	if err != nil {
-		return fmt.Errorf("watch %s: %w", dir, err)
+		return err
 	}
 	defer files.Close()
-	if err := files.Add(dir); err != nil {
-		return fmt.Errorf("watch %s: %w", dir, err)
-	}
 	l, err := new(net.ListenConfig).Listen(ctx, "tcp", net.JoinHostPort(d.plan.Listen.String(), "0"))
 	if err != nil {
 		return err
@@ -95,7 +89,7 @@ func (d *door) run(ctx context.Context, ready func()) error {
 		case err := <-ended:
 			return fmt.Errorf("serve %s: %w", address, err)
 		case e := <-files.Events:
-			if e.Name != d.plan.File || e.Op == fsnotify.Chmod {
+			if !files.concerns(e) {
 				continue
 			}
 		case <-files.Errors: // events were lost
@@ -106,7 +100,7 @@ func (d *door) run(ctx context.Context, ready func()) error {
 
 // again reads the file once it has been still for a moment. One that is wrong changes
 // nothing.
-func (d *door) again(ctx context.Context, files *fsnotify.Watcher, address string) {
+func (d *door) again(ctx context.Context, files *watch, address string) {
 	for still := time.After(settled); ; {
 		select {
 		case <-ctx.Done():
@@ -118,6 +112,9 @@ func (d *door) again(ctx context.Context, files *fsnotify.Watcher, address strin
 		case <-still:
 		}
 		break
+	}
+	if err := files.follow(); err != nil {
+		d.log.Warn("changes of registries may go unseen", "component", "registries", "path", d.plan.File, "err", err)
 	}
 	f, err := read(d.plan)
 	if err == nil {

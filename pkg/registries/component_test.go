@@ -131,15 +131,15 @@ func TestReadsAgain(t *testing.T) {
 	e.pulls(t, "a.example.com/app:1")
 	change(fmt.Sprintf("mirrors: {\"c.example.com:5000\": {endpoint: [%q]}}", second.URL), again)
 	e.pulls(t, "c.example.com:5000/app:2")
-	if got := folders(t, e.hosts); !slices.Equal(got, []string{"b.example.com", "c.example.com_5000_", "podo.local"}) {
+	if got := led(t, e.hosts); !slices.Equal(got, []string{"b.example.com", "c.example.com_5000_", "podo.local"}) {
 		t.Errorf("the engine is led here for %v", got)
 	}
 	if err := os.Remove(p.File); err != nil {
 		t.Fatal(err)
 	}
-	for end := time.Now().Add(20 * time.Second); len(folders(t, e.hosts)) != 2; time.Sleep(10 * time.Millisecond) {
+	for end := time.Now().Add(20 * time.Second); len(led(t, e.hosts)) != 2; time.Sleep(10 * time.Millisecond) {
 		if time.Now().After(end) {
-			t.Fatalf("the file is gone, and the engine led here for %v", folders(t, e.hosts))
+			t.Fatalf("the file is gone, and the engine led here for %v", led(t, e.hosts))
 		}
 	}
 	if text, err := os.ReadFile(foreign); err != nil || string(text) != "# somebody else's" {
@@ -151,7 +151,7 @@ func TestReadsAgain(t *testing.T) {
 	}
 }
 
-func folders(t *testing.T, dir string) []string {
+func led(t *testing.T, dir string) []string {
 	t.Helper()
 	entries, err := os.ReadDir(dir)
 	if err != nil {
@@ -164,4 +164,66 @@ func folders(t *testing.T, dir string) []string {
 		}
 	}
 	return out
+}
+
+// TestFollowsLinks: the file is a link into a folder that is a link to a version, as those
+// that are kept by others are.
+func TestFollowsLinks(t *testing.T) {
+	p, log := planned(t), &notes{}
+	kept := t.TempDir()
+	version := func(name, registry string) {
+		t.Helper()
+		replace(t, filepath.Join(kept, name, "registries.yaml"), "mirrors: {"+registry+": {endpoint: [127.0.0.1:1]}}")
+	}
+	link := func(to, at string) {
+		t.Helper()
+		if err := os.MkdirAll(filepath.Dir(at), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.Symlink(to, at+"~"); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.Rename(at+"~", at); err != nil {
+			t.Fatal(err)
+		}
+	}
+	version("1", "one.example.com")
+	link("1", filepath.Join(kept, "current"))
+	link(filepath.Join(kept, "current", "registries.yaml"), p.File)
+
+	c, err := New(p, http.NotFoundHandler(), slog.New(slog.NewTextHandler(log, nil)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, stop := context.WithCancel(t.Context())
+	ended := make(chan error, 1)
+	go func() { ended <- c.Run(ctx, func() {}) }()
+	leads := func(registry string) {
+		t.Helper()
+		want := []string{plan.OwnRegistry, registry}
+		slices.Sort(want)
+		for end := time.Now().Add(20 * time.Second); !slices.Equal(led(t, p.Paths.RegistryHosts()), want); time.Sleep(10 * time.Millisecond) {
+			if time.Now().After(end) {
+				t.Fatalf("the engine is led here for %v, want %v\n%s", led(t, p.Paths.RegistryHosts()), want, log)
+			}
+		}
+	}
+	leads("one.example.com")
+	version("2", "two.example.com")
+	link("2", filepath.Join(kept, "current"))
+	leads("two.example.com")
+	version("2", "more.example.com") // in a folder that was not watched at first
+	leads("more.example.com")
+	link(filepath.Join(kept, "later", "registries.yaml"), p.File) // where nothing is yet
+	for end := time.Now().Add(20 * time.Second); log.count("registries stay as they were") == 0; time.Sleep(10 * time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatalf("nothing is said of a link that leads nowhere:\n%s", log)
+		}
+	}
+	version("later", "later.example.com")
+	leads("later.example.com")
+	stop()
+	if err := <-ended; err != nil {
+		t.Error(err)
+	}
 }

@@ -282,7 +282,12 @@ func TestNextEndpoint(t *testing.T) {
 	gone.Close()
 	expired, ca := registriestest.OverTLS(t, t.TempDir(), store(t, "app:1"), time.Now().Add(-time.Minute))
 
-	e := start(t, fmt.Sprintf("mirrors: {a.example.com: {endpoint: [%q, %q, \"https://%s\", %q]}}", limited.URL, gone.URL, expired, good.URL), true)
+	portal := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		io.WriteString(w, "<!DOCTYPE html><html>Please log in</html>")
+	}))
+	defer portal.Close()
+
+	e := start(t, fmt.Sprintf("mirrors: {a.example.com: {endpoint: [%q, %q, \"https://%s\", %q, %q]}}", limited.URL, gone.URL, expired, portal.URL, good.URL), true)
 	e.pulls(t, "a.example.com/app:1")
 	if n := e.log.count("connection refused"); n != 1 {
 		t.Errorf("one that does not answer was asked %d times, where another has the image", n)
@@ -294,6 +299,7 @@ func TestNextEndpoint(t *testing.T) {
 	alone("https://"+expired).fails(t, "a.example.com/app:1", expired+": tls: failed to verify certificate: x509: certificate has expired or is not yet valid")
 	alone(gone.URL).fails(t, "a.example.com/app:1", "connection refused")
 	alone(good.URL).fails(t, "a.example.com/none:1", "not found")
+	alone(portal.URL).fails(t, "a.example.com/app:1", strings.TrimPrefix(portal.URL, "http://")+": 200 OK with a web page", "is no registry")
 	// The answer to HEAD has no body, so that the registry's own words cannot come through.
 	alone(limited.URL).fails(t, "a.example.com/app:1", strings.TrimPrefix(limited.URL, "http://")+": 429 Too Many Requests")
 }

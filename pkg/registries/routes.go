@@ -116,11 +116,11 @@ type endpoint struct {
 
 	mu      sync.Mutex
 	clients map[auth.Credential]*auth.Client // they keep tokens
-	failed  time.Time                        // to answer
+	failed  time.Time                        // to answer as a registry
 }
 
-// rest is how long one that does not answer is asked after all others: a pull asks many
-// times, and must not wait for it each time.
+// rest is how long one that does not answer, or not as a registry, is asked after all
+// others: a pull asks many times, and must not wait for it each time.
 const rest = 30 * time.Second
 
 func (e *endpoint) rests() bool {
@@ -204,6 +204,13 @@ func (e *endpoint) ask(ctx context.Context, w want, theirs auth.Credential) (*ht
 		defer res.Body.Close()
 		return nil, &failure{host: e.base.Host, code: res.StatusCode, text: told(res)}
 	}
+	// A portal that wants a login, or another server than was meant, answers anything with a
+	// page. A blob may be one, so it is not judged, but asked for elsewhere first.
+	if kind := res.Header.Get("Content-Type"); w.kind != "blobs" && strings.HasPrefix(strings.ToLower(kind), "text/html") {
+		res.Body.Close()
+		e.retire()
+		return nil, &failure{host: e.base.Host, code: res.StatusCode, text: fmt.Sprintf("%s with a web page (%s) for %s: this is no registry; mend its URL in registries.yaml", res.Status, kind, res.Request.URL.Path)}
+	}
 	return res, nil
 }
 
@@ -221,11 +228,16 @@ func (e *endpoint) unanswered(ctx context.Context, err error) *failure {
 		f.text = transport.Err.Error()
 	}
 	if f.code == 0 && ctx.Err() == nil {
-		e.mu.Lock()
-		e.failed = time.Now()
-		e.mu.Unlock()
+		e.retire()
 	}
 	return f
+}
+
+// retire has the endpoint asked after all others for a while.
+func (e *endpoint) retire() {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.failed = time.Now()
 }
 
 // told is the status of an answer, and what a registry says besides.
