@@ -39,6 +39,9 @@ known_variables='ARTIFACT_URL BIN_DIR BIN_DIR_READ_ONLY CHANNEL CHANNEL_URL COMM
 newline='
 ' value=
 
+# It is gone after a reboot, as who held it is.
+lock=/run/podo-install.lock
+
 # podo uninstall knows by these words what was written here.
 origin="written by podo's install.sh; podo uninstall removes it"
 
@@ -343,6 +346,27 @@ download() {
 	label "$bin_dir/podo.podo-new"
 }
 
+# wait_turn has this run go on alone: two at once would write the same files. The lock names
+# the process that holds it, so that one that was killed is in nobody's way.
+wait_turn() {
+	turns=0
+	until as_root ln -s "$$" "$lock" 2>/dev/null; do
+		holder=$(readlink "$lock" 2>/dev/null) || holder=
+		if [ -z "$holder" ]; then # it has just ended, or there can be no lock
+			[ "$turns" -lt 300 ] || fail "could not write $lock; nothing was changed"
+		elif [ ! -d "/proc/$holder" ]; then
+			as_root rm -f "$lock"
+		elif [ "$turns" -ge 300 ]; then
+			fail "another install.sh (process $holder) is still at work; nothing was changed"
+		elif [ "$turns" -eq 0 ]; then
+			say "waiting for another install.sh (process $holder)"
+		fi
+		turns=$((turns + 1))
+		sleep 1
+	done
+	locked=yes
+}
+
 # label gives the program the type by which SELinux lets container engines work.
 label() {
 	if ! has getenforce || [ "$(getenforce)" = Disabled ]; then
@@ -607,6 +631,7 @@ clean_up() {
 		as_root rm -f "$path.podo-new" "$path.podo-old"
 	done
 	[ -z "$scratch" ] || as_root rm -rf "$scratch"
+	[ -z "$locked" ] || as_root rm -f "$lock"
 	exit "$status"
 }
 
@@ -701,7 +726,7 @@ run_service() {
 main() {
 	umask 022
 	me=$(id -u)
-	staged='' placed='' scratch=''
+	staged='' placed='' scratch='' locked=''
 	trap clean_up EXIT
 	trap 'exit 130' INT
 	trap 'exit 143' HUP PIPE TERM
@@ -710,6 +735,7 @@ main() {
 	check_machine
 	choose_bin_dir
 	scratch=$(mktemp -d) || fail 'there is no room for temporary files; set TMPDIR to where there is'
+	wait_turn
 	stage_all
 	put_in_place
 	run_service

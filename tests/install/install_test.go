@@ -284,6 +284,7 @@ func TestInstall(t *testing.T) {
 			if name == "bash" {
 				signed(p, m)
 			}
+			together(p, m)
 			cycle(p, m)
 			full(p, m)
 			readOnly(p, m)
@@ -395,6 +396,47 @@ func cycle(p *place, m *mirror) {
 	}
 	if len(after) > 0 {
 		p.Errorf("uninstalling left %q", slices.Sorted(maps.Keys(after)))
+	}
+}
+
+// together has one run wait for another, and go on when that one is killed.
+func together(p *place, m *mirror) {
+	script, err := os.ReadFile("../../install.sh")
+	if err != nil {
+		p.Fatal(err)
+	}
+	const staged = "/usr/local/bin/podo.podo-new"
+	first := p.host.StartCommand(hosts.Command{Args: append(p.shell, "-s", "-"), Env: p.from("slow", newer), Stdin: string(script)})
+	for tries := 0; ; tries++ {
+		if _, err := os.Stat(p.host.Path(staged)); err == nil {
+			break
+		}
+		if tries > 200 {
+			p.Fatalf("the first run downloads nothing:\n%s", first.Log())
+		}
+		time.Sleep(100 * time.Millisecond)
+	}
+	second := p.host.StartCommand(hosts.Command{Args: append(p.shell, "-s", "-"), Env: p.from("good", older), Stdin: string(script)})
+	for tries := 0; !strings.Contains(second.Log(), "waiting for another install.sh"); tries++ {
+		if tries > 200 {
+			p.Fatalf("the second run does not wait:\n%s", second.Log())
+		}
+		time.Sleep(100 * time.Millisecond)
+	}
+	if err := first.Signal(syscall.SIGKILL); err != nil {
+		p.Fatal(err)
+	}
+	if code, err := second.Wait(time.Minute); code != 0 || err != nil {
+		p.Fatalf("the second run: exit code %d, %v\n%s", code, err, second.Log())
+	}
+	p.has("/usr/local/bin/podo", m.sums[older])
+	for _, path := range []string{staged, "/run/podo-install.lock"} {
+		if _, err := os.Lstat(p.host.Path(path)); !errors.Is(err, fs.ErrNotExist) {
+			p.Errorf("%s is left: %v", path, err)
+		}
+	}
+	if out, err := p.host.Run("podo-uninstall.sh"); err != nil {
+		p.Errorf("podo-uninstall.sh: %v\n%s", err, out)
 	}
 }
 
