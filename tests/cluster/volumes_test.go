@@ -65,6 +65,7 @@ func TestVolumesStayWithTheirNode(t *testing.T) {
 	if got := s.file(one, folder+"/starts"); got != "start" {
 		t.Errorf("its file holds %q", got)
 	}
+	s.says(agent.Log(), "sizes of volumes are not enforced", "is not mounted with project quotas")
 
 	s.apply(server, fmt.Sprintf(database, "two"))
 	s.within(60*time.Second, "the database is started again", func() error {
