@@ -337,6 +337,7 @@ download() {
 	fi
 	say "downloading podo $version from $url"
 	staged=$staged$bin_dir/podo$newline
+	as_root rm -f "$bin_dir/podo.podo-new" # what a run that was killed left may still be written to
 	need "$from/$program" "$bin_dir/podo.podo-new"
 	got=$(sha256 "$bin_dir/podo.podo-new")
 	[ "$got" = "$wanted" ] || fail "$from/$program is damaged: its SHA-256 is $got, and should be $wanted; nothing was changed"
