@@ -71,6 +71,9 @@ func (c *Claim) Take() error {
 	if err := c.note(); err != nil || c.shape == nil {
 		return err
 	}
+	if err := c.KeepDatastore(); err != nil {
+		return err
+	}
 	return pin(c.paths, c.shape)
 }
 

@@ -256,6 +256,54 @@ func TestShape(t *testing.T) {
 	}
 }
 
+// What removes a datastore may remove the note beside it, and the cluster's keys stay.
+func TestALostDatastoreIsNotForgotten(t *testing.T) {
+	p, shape := somewhere(t), map[string]string{"cluster-domain": "cluster.local"}
+	start := func(began string) string {
+		t.Helper()
+		c, err := claim(p, shape)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c.Release()
+		kind, err := datadir.Datastore(p)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if began != "" {
+			plant(t, p.DatastoreKind(), began+"\n")
+			if err := c.KeepDatastore(); err != nil {
+				t.Fatal(err)
+			}
+		}
+		return kind
+	}
+	if kind := start(""); kind != "" {
+		t.Errorf("before there is a datastore: %q", kind)
+	}
+	if kind := start("sqlite"); kind != "" {
+		t.Errorf("after a start that came to no cluster: %q", kind)
+	}
+	for round, lost := range []string{p.DatastoreKind(), p.DatastoreNote()} {
+		if err := os.Remove(lost); err != nil {
+			t.Fatal(err)
+		}
+		if kind := start(""); kind != "sqlite" {
+			t.Errorf("round %d: %q", round, kind)
+		}
+		if text, err := os.ReadFile(lost); err != nil || string(text) != "sqlite\n" {
+			t.Errorf("%s: %q, %v", lost, text, err)
+		}
+	}
+	plant(t, p.DatastoreKind(), "etcd\n") // a migration
+	if kind := start(""); kind != "etcd" {
+		t.Errorf("after a migration: %q", kind)
+	}
+	if text, _ := os.ReadFile(p.DatastoreNote()); string(text) != "etcd\n" {
+		t.Errorf("after a migration: %q", text)
+	}
+}
+
 // A patch release may be taken back, a minor one may not.
 func TestKubernetesGoesBackNoMinor(t *testing.T) {
 	for ran, refused := range map[string]bool{

@@ -41,16 +41,40 @@ func pin(p paths.Paths, shape map[string]string) error {
 
 // Datastore is the kind of datastore that a server has: sqlite or etcd in the
 // directory, remote for the etcd of other servers, external for a datastore that is none
-// of podo's, or nothing if it has none yet.
+// of podo's, or nothing if it has none yet. One that was lost counts: it is to be put
+// back, not to be begun anew beside keys and tokens of the cluster that it held.
 func Datastore(p paths.Paths) (string, error) {
-	text, err := os.ReadFile(p.DatastoreKind())
+	kind, err := kindIn(p.DatastoreKind())
+	if kind == "" && err == nil {
+		kind, err = kindIn(p.DatastoreNote())
+	}
+	return kind, err
+}
+
+// KeepDatastore has the kind of the server's datastore noted in two places, if it has
+// one: what removes the datastore may take the note beside it along.
+func (c *Claim) KeepDatastore() error {
+	kind, err := Datastore(c.paths)
+	if err != nil || kind == "" {
+		return err
+	}
+	for _, file := range []string{c.paths.DatastoreKind(), c.paths.DatastoreNote()} {
+		if _, err := atomicfile.WriteIfChanged(file, []byte(kind+"\n"), 0o600); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func kindIn(file string) (string, error) {
+	text, err := os.ReadFile(file)
 	if errors.Is(err, fs.ErrNotExist) {
 		return "", nil
 	}
 	kind := strings.TrimSpace(string(text))
 	known := []string{"sqlite", "etcd", "remote", "external"}
 	if err == nil && !slices.Contains(known, kind) {
-		err = fmt.Errorf("%s: %q is no datastore; restore the file from a backup, or write one of %s into it", p.DatastoreKind(), kind, strings.Join(known, ", "))
+		err = fmt.Errorf("%s: %q is no datastore; restore the file from a backup, or write one of %s into it", file, kind, strings.Join(known, ", "))
 	}
 	return kind, err
 }

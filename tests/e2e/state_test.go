@@ -77,13 +77,19 @@ func refusesDamagedDatastore(t *testing.T) {
 	}
 
 	// Never an empty cluster beside a node that has been in one.
-	restore()
-	for _, f := range []string{file, file + "-wal", file + "-shm"} {
-		_ = os.Remove(f)
-	}
-	startRefused(t, "missing", 1, file, "backup")
-	if _, err := os.Stat(file); err == nil {
-		t.Error("a new datastore was made beside an old node")
+	for name, lost := range map[string][]string{
+		"the file": {file, file + "-wal", file + "-shm"}, "its folder and the note beside it": {db, theCluster.dir.DatastoreKind()},
+	} {
+		restore()
+		for _, path := range lost {
+			if err := os.RemoveAll(path); err != nil {
+				t.Fatal(err)
+			}
+		}
+		startRefused(t, name+" is missing", 1, file, "backup", "podo uninstall")
+		if _, err := os.Stat(file); err == nil {
+			t.Errorf("%s was lost, and a new datastore made beside an old node", name)
+		}
 	}
 
 	w.ok(w.works()) // through all of it
