@@ -22,7 +22,7 @@ func statusCommand() *cli.Command {
 		Name:  "status",
 		Usage: "show how the podo on this machine stands",
 		Description: `Prints every part of the running podo, the state it is in and since when, and
-what it waits for or died of; then this machine's node, the API and the datastore.
+what it waits for, died of or was restarted for; then this machine's node, the API and the datastore.
 Exits with 0 if all of them are well, and with 1 if not or if podo does not run.
 
 Examples:
@@ -98,8 +98,11 @@ func printStatus(w io.Writer, r status.Report, now time.Time, colour bool) error
 	var rows [][]string
 	for _, p := range r.Components {
 		detail := p.Error
-		if len(p.WaitOn) > 0 {
+		switch {
+		case len(p.WaitOn) > 0:
 			detail = "waits for " + strings.Join(p.WaitOn, ", ")
+		case p.Restarts > 0:
+			detail = fmt.Sprintf("restarted %s, the last time after: %s", choose(p.Restarts == 1, "once", fmt.Sprintf("%d times", p.Restarts)), p.Error)
 		}
 		since := "-"
 		if !p.Since.IsZero() {

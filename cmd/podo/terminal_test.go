@@ -64,6 +64,8 @@ func TestPrintStatus(t *testing.T) {
 		Components: []lifecycle.Status{
 			{Name: "datastore", State: lifecycle.Ready, Since: now.Add(-59 * time.Second)},
 			{Name: "kubelet", State: lifecycle.Waiting, WaitOn: []string{"containerd", "api"}},
+			{Name: "containerd", State: lifecycle.Restarting, Since: now.Add(-time.Second), Restarts: 3, Error: "containerd ended: signal: killed"},
+			{Name: "registries", State: lifecycle.Ready, Since: now, Restarts: 1, Error: "killed"},
 			{Name: "flannel", State: lifecycle.Failed, Since: now, Error: "no default route\nmore"},
 		},
 		Node:      &status.Node{Name: "lab", Reason: "container network is not ready"},
@@ -75,10 +77,12 @@ func TestPrintStatus(t *testing.T) {
 	}
 	const want = `podo 0.1.0 with Kubernetes v1.36.4+podo1, pid 7, up 1m
 
-PART        STATE     SINCE   
-datastore   ready     59s     
-kubelet     waiting   -       waits for containerd, api
-flannel     failed    0s      no default route
+PART         STATE        SINCE   
+datastore    ready        59s     
+kubelet      waiting      -       waits for containerd, api
+containerd   restarting   1s      restarted 3 times, the last time after: containerd ended: signal: killed
+registries   ready        0s      restarted once, the last time after: killed
+flannel      failed       0s      no default route
 
 node       NotReady, lab, container network is not ready
 datastore  healthy, SQLite, 1.2 MB, answers in 0.3 ms

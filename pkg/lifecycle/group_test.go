@@ -160,6 +160,58 @@ func TestRestart(t *testing.T) {
 	})
 }
 
+// Whoever asks is told of a part that is down, and that it was down.
+func TestRestartIsToldOf(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const lives, takes, pause = 10 * time.Second, 3 * time.Second, time.Second
+		runs := 0
+		g := lifecycle.NewGroup(quiet)
+		g.Add(lifecycle.Restart(quiet, pause, lifecycle.Func("engine", func(ctx context.Context, ready func()) error {
+			runs++
+			time.Sleep(takes)
+			if runs == 2 {
+				return errors.New("no disk")
+			}
+			ready()
+			if runs > 2 {
+				<-ctx.Done()
+				return nil
+			}
+			time.Sleep(lives)
+			return errors.New("killed")
+		})))
+		ctx, stop := context.WithCancel(t.Context())
+		ended := make(chan error)
+		began := time.Now()
+		go func() { ended <- g.Run(ctx) }()
+		dies := takes + lives
+		for _, tt := range []struct {
+			at, since time.Duration
+			want      lifecycle.Status
+		}{
+			{time.Second, 0, lifecycle.Status{State: lifecycle.Starting}},
+			{takes + time.Second, takes, lifecycle.Status{State: lifecycle.Ready}},
+			{dies + pause/2, dies, lifecycle.Status{State: lifecycle.Restarting, Restarts: 1, Error: "killed"}},
+			{dies + pause + time.Second, dies, lifecycle.Status{State: lifecycle.Restarting, Restarts: 1, Error: "killed"}},
+			{dies + pause + takes + pause/2, dies, lifecycle.Status{State: lifecycle.Restarting, Restarts: 2, Error: "no disk"}},
+			{time.Minute, dies + 2*pause + 2*takes, lifecycle.Status{State: lifecycle.Ready, Restarts: 2, Error: "no disk"}},
+		} {
+			time.Sleep(time.Until(began.Add(tt.at)))
+			tt.want.Name, tt.want.Since = "engine", began.Add(tt.since)
+			if got := g.Status()[0]; !reflect.DeepEqual(got, tt.want) {
+				t.Errorf("after %s: %+v, want %+v", tt.at, got, tt.want)
+			}
+		}
+		stop()
+		if err := <-ended; err != nil {
+			t.Error(err)
+		}
+		if got := g.Status()[0]; got.State != lifecycle.Stopped || got.Error != "" {
+			t.Errorf("at the end: %+v", got)
+		}
+	})
+}
+
 func TestRestartGivesUp(t *testing.T) {
 	crash := errors.New("crash")
 	tests := map[string]struct {

@@ -5,24 +5,27 @@ import (
 	"time"
 )
 
-// State is where a component stands. It only ever moves forward.
+// State is where a component stands. It only ever moves forward, but for one that is
+// restarted in place.
 type State string
 
 const (
-	Waiting  State = "waiting"  // something it needs is not ready
-	Starting State = "starting" // Run was called
-	Ready    State = "ready"
-	Stopped  State = "stopped"
-	Failed   State = "failed"
+	Waiting    State = "waiting"  // something it needs is not ready
+	Starting   State = "starting" // Run was called
+	Ready      State = "ready"
+	Restarting State = "restarting" // it ended, and is not ready again yet
+	Stopped    State = "stopped"
+	Failed     State = "failed"
 )
 
 // Status is what an operator sees of one component.
 type Status struct {
-	Name   string    `json:"name"`
-	State  State     `json:"state"`
-	Since  time.Time `json:"since"`
-	WaitOn []string  `json:"waitOn,omitempty"`
-	Error  string    `json:"error,omitempty"`
+	Name     string    `json:"name"`
+	State    State     `json:"state"`
+	Since    time.Time `json:"since"`
+	WaitOn   []string  `json:"waitOn,omitempty"`
+	Restarts int       `json:"restarts,omitempty"` // in place, since podo started
+	Error    string    `json:"error,omitempty"`    // of its end, or of the last one before a restart
 }
 
 // Status reports every component in the order it was added.
@@ -43,6 +46,9 @@ func (g *Group) Status() []Status {
 					}
 				}
 			}
+		}
+		if r, ok := u.component.(*restarter); ok {
+			r.amend(&s)
 		}
 		out = append(out, s)
 	}

@@ -221,6 +221,9 @@ func survivesContainerdDeath(t *testing.T) {
 	if !theCluster.running() {
 		t.Fatalf("podo ended with containerd:\n%s", theCluster.tail(20))
 	}
+	within(t, 20*time.Second, "podo status tells of it", func() error {
+		return contains(must(t, "status"), "restarted once, the last time after: containerd ended: signal: killed")
+	})
 	w.kubectl("run", "afterwards", "--image="+pause, "--image-pull-policy=Never")
 	w.podReady("afterwards")
 	w.noticedNothing()
