@@ -43,7 +43,7 @@ func Render(p plan.Containerd) []byte {
 	say("  [plugins.'io.containerd.cri.v1.images'.pinned_images]")
 	say("    sandbox = %q", p.PauseImage)
 	say("  [plugins.'io.containerd.cri.v1.images'.registry]")
-	say("    config_path = %q", f.RegistryHosts())
+	say("    config_path = %q", strings.Join(f.RegistryRoots(), ":"))
 	say("[plugins.'io.containerd.cri.v1.runtime']")
 	say("  restrict_oom_score_adj = %t", p.RestrictOOMScore)
 	say("  disable_apparmor = %t", p.DisableAppArmor)

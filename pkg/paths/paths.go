@@ -182,8 +182,18 @@ func (p Paths) ContainerdState() string { return filepath.Join(p.Run, "container
 // ContainerdConfig is the configuration that podo renders at each start.
 func (p Paths) ContainerdConfig() string { return filepath.Join(p.Run, "containerd.toml") }
 
-// RegistryHosts is containerd's hosts.toml tree, rendered from Registries.
-func (p Paths) RegistryHosts() string { return filepath.Join(p.Data, "agent", "registry.d") }
+// RegistryHosts is where people put hosts.toml files for containerd. Those that podo
+// renders from Registries are in RegistryRoutes, and the one about all registries that
+// have none is in RegistryRest.
+func (p Paths) RegistryHosts() string  { return filepath.Join(p.Data, "agent", "registry.d") }
+func (p Paths) RegistryRoutes() string { return filepath.Join(p.Run, "registry.d") }
+func (p Paths) RegistryRest() string   { return filepath.Join(p.RegistryRoutes(), "_rest") }
+
+// RegistryRoots are these three in the order in which containerd looks: the first that has
+// a file about a registry, or else one about all, counts.
+func (p Paths) RegistryRoots() []string {
+	return []string{p.RegistryRoutes(), p.RegistryHosts(), p.RegistryRest()}
+}
 
 // EgressConfig tells the API server how to reach other nodes.
 func (p Paths) EgressConfig() string { return filepath.Join(p.Run, "egress.yaml") }

@@ -25,6 +25,7 @@ import (
 
 	"github.com/podo-dev/podo/pkg/atomicfile"
 	"github.com/podo-dev/podo/pkg/lifecycle"
+	"github.com/podo-dev/podo/pkg/paths"
 	"github.com/podo-dev/podo/pkg/plan"
 )
 
@@ -133,35 +134,45 @@ const settled = 300 * time.Millisecond
 func (d *door) lead(f File, address string) error {
 	r := newRoutes(f, d.plan.NoDefault)
 	d.proxy.routes.Store(r)
-	return writeHosts(d.plan.Paths.RegistryHosts(), append(r.registries(), plan.OwnRegistry), address, d.proxy.secret)
+	return writeHosts(d.plan.Paths, append(r.registries(), plan.OwnRegistry), address, d.proxy.secret)
 }
 
 // mark begins the files that are podo's own to replace and to remove.
 const mark = "# Written by podo from registries.yaml, and again whenever that changes.\n"
 
 // writeHosts writes the engine's file about each of registries, and removes those about
-// others that were written earlier. It reads them at each pull.
-func writeHosts(root string, registries []string, address, secret string) error {
+// others that were written earlier. It reads them at each pull. They are good for this
+// start alone, and lie where a full disk is no obstacle.
+func writeHosts(p paths.Paths, registries []string, address, secret string) error {
 	text := mark + fmt.Sprintf("server = %q\ncapabilities = [\"pull\", \"resolve\", \"referrers\"]\n[header]\n  %s = %q\n", address, secretHeader, secret)
 	var wanted []string
 	for _, name := range registries {
-		name = folder(name)
-		wanted = append(wanted, name)
-		dir := filepath.Join(root, name)
+		dir := folder(p, name)
 		if err := os.MkdirAll(dir, 0o755); err != nil {
 			return err
 		}
-		if err := atomicfile.Write(filepath.Join(dir, "hosts.toml"), []byte(text), 0o600, atomicfile.Unsynced()); err != nil {
+		file := filepath.Join(dir, "hosts.toml")
+		wanted = append(wanted, file)
+		if err := atomicfile.Write(file, []byte(text), 0o600, atomicfile.Unsynced()); err != nil {
 			return err
 		}
 	}
+	for _, root := range p.RegistryRoots() {
+		if err := removeOthers(root, wanted); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func removeOthers(root string, wanted []string) error {
 	entries, err := os.ReadDir(root)
-	if err != nil {
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
 	for _, e := range entries {
 		file := filepath.Join(root, e.Name(), "hosts.toml")
-		if slices.Contains(wanted, e.Name()) || !ours(file) {
+		if slices.Contains(wanted, file) || !ours(file) {
 			continue
 		}
 		if err := os.Remove(file); err != nil {
@@ -179,13 +190,14 @@ func ours(file string) bool {
 	return err == nil && bytes.HasPrefix(text, []byte(mark))
 }
 
-// folder is where the engine looks for a registry's file before it looks anywhere else.
-func folder(registry string) string {
+// folder is where the engine looks for a registry's file. One about all registries comes
+// after those that people have put in place.
+func folder(p paths.Paths, registry string) string {
 	if registry == "*" {
-		return "_default"
+		return filepath.Join(p.RegistryRest(), "_default")
 	}
 	if i := strings.LastIndexByte(registry, ':'); i > 0 {
-		return registry[:i] + "_" + registry[i+1:] + "_"
+		registry = registry[:i] + "_" + registry[i+1:] + "_"
 	}
-	return registry
+	return filepath.Join(p.RegistryRoutes(), registry)
 }

@@ -3,6 +3,7 @@ package registries
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"io/fs"
 	"log/slog"
@@ -18,17 +19,20 @@ import (
 	"time"
 
 	"github.com/podo-dev/podo/pkg/lifecycle/lifecycletest"
+	"github.com/podo-dev/podo/pkg/paths"
 	"github.com/podo-dev/podo/pkg/plan"
 )
 
 func planned(t *testing.T) plan.Registries {
 	t.Helper()
 	p := plan.Registries{File: filepath.Join(t.TempDir(), "etc", "registries.yaml"), Listen: netip.MustParseAddr("127.0.0.1")}
-	p.Paths.Data = t.TempDir()
-	if err := os.MkdirAll(p.Paths.RegistryHosts(), 0o755); err != nil {
-		t.Fatal(err)
-	}
+	p.Paths = somewhere(t)
 	return p
+}
+
+func somewhere(t *testing.T) paths.Paths {
+	dir := t.TempDir()
+	return paths.Paths{Data: filepath.Join(dir, "data"), Run: filepath.Join(dir, "run")}
 }
 
 func TestContract(t *testing.T) {
@@ -113,7 +117,7 @@ func TestReadsAgain(t *testing.T) {
 	case err := <-ended:
 		t.Fatal(err)
 	}
-	e := engine{hosts: p.Paths.RegistryHosts(), log: log}
+	e := engine{paths: p.Paths, log: log}
 	e.pulls(t, "a.example.com/app:1")
 
 	change := func(text, said string) {
@@ -131,15 +135,15 @@ func TestReadsAgain(t *testing.T) {
 	e.pulls(t, "a.example.com/app:1")
 	change(fmt.Sprintf("mirrors: {\"c.example.com:5000\": {endpoint: [%q]}}", second.URL), again)
 	e.pulls(t, "c.example.com:5000/app:2")
-	if got := led(t, e.hosts); !slices.Equal(got, []string{"b.example.com", "c.example.com_5000_", "podo.local"}) {
+	if got := led(t, p.Paths); !slices.Equal(got, []string{"c.example.com_5000_", "podo.local"}) {
 		t.Errorf("the engine is led here for %v", got)
 	}
 	if err := os.Remove(p.File); err != nil {
 		t.Fatal(err)
 	}
-	for end := time.Now().Add(20 * time.Second); len(led(t, e.hosts)) != 2; time.Sleep(10 * time.Millisecond) {
+	for end := time.Now().Add(20 * time.Second); len(led(t, p.Paths)) != 1; time.Sleep(10 * time.Millisecond) {
 		if time.Now().After(end) {
-			t.Fatalf("the file is gone, and the engine led here for %v", led(t, e.hosts))
+			t.Fatalf("the file is gone, and the engine led here for %v", led(t, p.Paths))
 		}
 	}
 	if text, err := os.ReadFile(foreign); err != nil || string(text) != "# somebody else's" {
@@ -151,16 +155,19 @@ func TestReadsAgain(t *testing.T) {
 	}
 }
 
-func led(t *testing.T, dir string) []string {
+// led are the registries that podo has written a file into.
+func led(t *testing.T, p paths.Paths) []string {
 	t.Helper()
-	entries, err := os.ReadDir(dir)
-	if err != nil {
-		t.Fatal(err)
-	}
 	var out []string
-	for _, e := range entries {
-		if _, err := fs.Stat(os.DirFS(dir), e.Name()+"/hosts.toml"); err == nil {
-			out = append(out, e.Name())
+	for _, root := range p.RegistryRoots() {
+		entries, err := os.ReadDir(root)
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			t.Fatal(err)
+		}
+		for _, e := range entries {
+			if ours(filepath.Join(root, e.Name(), "hosts.toml")) {
+				out = append(out, e.Name())
+			}
 		}
 	}
 	return out
@@ -202,9 +209,9 @@ func TestFollowsLinks(t *testing.T) {
 		t.Helper()
 		want := []string{plan.OwnRegistry, registry}
 		slices.Sort(want)
-		for end := time.Now().Add(20 * time.Second); !slices.Equal(led(t, p.Paths.RegistryHosts()), want); time.Sleep(10 * time.Millisecond) {
+		for end := time.Now().Add(20 * time.Second); !slices.Equal(led(t, p.Paths), want); time.Sleep(10 * time.Millisecond) {
 			if time.Now().After(end) {
-				t.Fatalf("the engine is led here for %v, want %v\n%s", led(t, p.Paths.RegistryHosts()), want, log)
+				t.Fatalf("the engine is led here for %v, want %v\n%s", led(t, p.Paths), want, log)
 			}
 		}
 	}
@@ -225,5 +232,40 @@ func TestFollowsLinks(t *testing.T) {
 	stop()
 	if err := <-ended; err != nil {
 		t.Error(err)
+	}
+}
+
+// What a start writes for the engine must not need a block of the disk, and leaves alone
+// what people wrote there.
+func TestWritesNothingOnTheDisk(t *testing.T) {
+	p := somewhere(t)
+	people := filepath.Join(p.RegistryHosts(), "a.example.com", "hosts.toml")
+	own := filepath.Join(p.RegistryHosts(), "b.example.com", "hosts.toml")
+	replace(t, people, "# somebody's")
+	replace(t, own, mark) // from before
+	if err := writeHosts(p, []string{"a.example.com", "c.example.com", "*", plan.OwnRegistry}, "http://127.0.0.1:1", "s"); err != nil {
+		t.Fatal(err)
+	}
+	left, err := os.ReadDir(p.RegistryHosts())
+	if err != nil || len(left) != 1 {
+		t.Errorf("on the disk: %v (%v)", left, err)
+	}
+	e := engine{paths: p}
+	for host, root := range map[string]string{
+		"a.example.com": p.RegistryRoutes(), "podo.local": p.RegistryRoutes(), "docker.io": p.RegistryRest(),
+	} {
+		if dir, err := e.folder(host); err != nil || filepath.Dir(dir) != root {
+			t.Errorf("the engine asks for %s by %s (%v), want one in %s", host, dir, err, root)
+		}
+	}
+	replace(t, filepath.Join(p.RegistryHosts(), "docker.io", "hosts.toml"), "# somebody's")
+	if dir, _ := e.folder("docker.io"); filepath.Dir(dir) != p.RegistryHosts() {
+		t.Errorf("what people say of one registry gives way to what the file says of all: %s", dir)
+	}
+	if err := writeHosts(p, nil, "http://127.0.0.1:1", "s"); err != nil {
+		t.Fatal(err)
+	}
+	if got := led(t, p); len(got) > 0 {
+		t.Errorf("left: %v", got)
 	}
 }

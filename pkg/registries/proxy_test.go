@@ -20,6 +20,7 @@ import (
 
 	"github.com/containerd/containerd/v2/core/remotes/docker"
 	dockerconfig "github.com/containerd/containerd/v2/core/remotes/docker/config"
+	"github.com/containerd/errdefs"
 	"github.com/google/go-containerregistry/pkg/name"
 	"github.com/google/go-containerregistry/pkg/registry"
 	"github.com/google/go-containerregistry/pkg/v1/random"
@@ -27,6 +28,7 @@ import (
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
+	"github.com/podo-dev/podo/pkg/paths"
 	"github.com/podo-dev/podo/pkg/plan"
 	"github.com/podo-dev/podo/pkg/registries/registriestest"
 )
@@ -71,34 +73,39 @@ func soon() time.Time { return time.Now().Add(30 * time.Minute) }
 
 // An engine pulls as containerd does, and is led by the files that it is led by.
 type engine struct {
-	hosts string
+	paths paths.Paths
 	proxy string
 	log   *notes
 }
 
 func start(t *testing.T, text string, noDefault bool) engine {
 	t.Helper()
-	e := engine{hosts: t.TempDir(), log: &notes{}}
+	e := engine{paths: somewhere(t), log: &notes{}}
 	p := newProxy("secret", http.NotFoundHandler(), slog.New(slog.NewTextHandler(e.log, nil)))
 	s := httptest.NewServer(p)
 	t.Cleanup(s.Close)
 	e.proxy = s.URL
-	d := &door{plan: plan.Registries{NoDefault: noDefault}, proxy: p}
-	d.plan.Paths.Data = e.hosts
-	if err := os.MkdirAll(d.plan.Paths.RegistryHosts(), 0o755); err != nil {
-		t.Fatal(err)
-	}
+	d := &door{plan: plan.Registries{NoDefault: noDefault, Paths: e.paths}, proxy: p}
 	if err := d.lead(parse(t, text), s.URL); err != nil {
 		t.Fatal(err)
 	}
-	e.hosts = d.plan.Paths.RegistryHosts()
 	return e
+}
+
+// folder is what containerd makes of the config_path that podo gives it.
+func (e engine) folder(host string) (string, error) {
+	for _, root := range e.paths.RegistryRoots() {
+		if dir, err := dockerconfig.HostDirFromRoot(root)(host); !errdefs.IsNotFound(err) {
+			return dir, err
+		}
+	}
+	return "", errdefs.ErrNotFound
 }
 
 // pull fetches all of an image.
 func (e engine) pull(ctx context.Context, ref, user, password string) error {
 	r := docker.NewResolver(docker.ResolverOptions{Hosts: dockerconfig.ConfigureHosts(ctx, dockerconfig.HostOptions{
-		HostDir:     dockerconfig.HostDirFromRoot(e.hosts),
+		HostDir:     e.folder,
 		Credentials: func(string) (string, string, error) { return user, password, nil },
 	})})
 	ref, desc, err := r.Resolve(ctx, ref)
@@ -190,7 +197,7 @@ func TestOthersAreKeptOut(t *testing.T) {
 			t.Errorf("with the secret %q: %s", secret, res.Status)
 		}
 	}
-	info, err := os.Stat(filepath.Join(e.hosts, "podo.local", "hosts.toml"))
+	info, err := os.Stat(filepath.Join(e.paths.RegistryRoutes(), "podo.local", "hosts.toml"))
 	if err != nil || info.Mode() != 0o600 {
 		t.Errorf("the secret's file: %v %v", info, err)
 	}

@@ -118,7 +118,7 @@ providers:
 // file about a registry.
 func (s *scene) heed(registry, text string) {
 	s.Helper()
-	dir := paths.New(paths.DefaultData).RegistryHosts()
+	dir := paths.New(paths.DefaultData).RegistryRoutes()
 	write(s.T, paths.New(paths.DefaultData).Registries(), text)
 	s.within(20*time.Second, "the engine is told of "+registry, func() error {
 		_, err := os.Stat(filepath.Join(dir, registry, "hosts.toml"))
