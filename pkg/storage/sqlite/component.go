@@ -18,6 +18,7 @@ import (
 	"time"
 
 	kine "github.com/k3s-io/kine/pkg/drivers/sqlite"
+	"github.com/k3s-io/kine/pkg/query"
 	"github.com/k3s-io/kine/pkg/server"
 
 	"github.com/podo-dev/podo/pkg/atomicfile"
@@ -52,13 +53,16 @@ func (s *Store) Run(ctx context.Context, ready func()) error {
 	defer end()
 	config := front.Config()
 	// WAL with NORMAL loses nothing when a process is killed. The file is not
-	// compacted at each start: rewriting it all is what flash memory dies of.
+	// compacted at each start: rewriting it all is what flash memory dies of. Nor does kine
+	// move the log into it then, which on a full disk would end the start (0.16).
 	config.DataSourceName = s.plan.DB + "?_journal_mode=WAL&_busy_timeout=30000&_synchronous=NORMAL&_txlock=immediate" +
-		"&_stmt_cache_size=20&cache=shared&_kine_disable_startup_vacuum=true"
+		"&_stmt_cache_size=20&cache=shared&_kine_disable_startup_vacuum=true&_kine_disable_compact_wal_checkpoint=true"
 	backend, engine, err := kine.NewVariant(life, &rest, "sqlite3", &config)
 	if err != nil {
 		return fmt.Errorf("open %s: %w", s.plan.DB, err)
 	}
+	engine.PostCompactSQL = query.New("PRAGMA wal_checkpoint(FULL)", "?", false, "PostCompactSQL") // as without that parameter
+	s.settle(life, engine.DB)
 	if err := backend.Start(life); err != nil {
 		return fmt.Errorf("open %s: %w", s.plan.DB, err)
 	}
