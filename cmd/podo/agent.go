@@ -68,6 +68,7 @@ func runAgent(ctx context.Context, s start, cfg config.Node) error {
 	if err := claim.Take(); err != nil {
 		return unfit(err)
 	}
+	s.remember(claim)
 	if err := claim.Outside(map[string]string{cfg.Logging.File: ""}); err != nil {
 		return err
 	}

@@ -157,6 +157,14 @@ func nodeStatus(ctx context.Context, kubeconfigFile, name string) *status.Node {
 	return &status.Node{Name: name, Ready: true}
 }
 
+// remember notes where the data is. It is for a later podo uninstall alone, so a start does
+// without where the note cannot be written.
+func (s start) remember(claim *datadir.Claim) {
+	if err := claim.Remember(); err != nil {
+		s.log.Warn("podo uninstall will have to be told the data directory", "path", s.where.Data, "err", err)
+	}
+}
+
 // fatal is why a library wanted to end the process.
 type fatal struct{ reason string }
 

@@ -95,6 +95,7 @@ func runServer(ctx context.Context, s start, cfg config.Server) error {
 	if err := claim.Take(); err != nil {
 		return unfit(err)
 	}
+	s.remember(claim)
 	if err := claim.Name(p.Server.Certificates.Names.Node); err != nil {
 		return err
 	}

@@ -23,11 +23,12 @@ func uninstallCommand() *cli.Command {
 	return &cli.Command{
 		Name:  "uninstall",
 		Usage: "remove podo, its pods and its data from this machine",
-		Description: `Stops podo and its pods as "podo kill" does, then removes every file podo made:
-its data, /etc/podo, the kubelet's folder, pods' logs, the services, its context in
-your kubeconfig, what --write-kubeconfig and --log had it write elsewhere, and podo
-itself if it was installed in a folder for programs. Then it looks for anything that
-is left, lists it, and exits with 1 if there is something.
+		Description: `Stops podo and its pods as "podo kill" does, then removes every file podo made: its
+data in each folder that it had for it, /etc/podo, the kubelet's folder, pods' logs,
+the services, its context in your kubeconfig, what --write-kubeconfig and --log had it
+write elsewhere, and podo itself if it was installed in a folder for programs. Then it
+looks for anything that is left, lists it, and exits with 1 if there is something.
+With --data-dir, data of podo in other folders is left alone, and named.
 Volumes of claims (storage in the data directory) stay, unless --purge is given, and
 disks that you mounted into podo's folders are left alone.
 
@@ -42,7 +43,10 @@ Examples:
 			&cli.BoolFlag{Name: "purge", Usage: "remove the volumes of claims, too"},
 			&cli.BoolFlag{Name: "keep-data", Usage: "keep the data directory and /etc/podo"},
 			&cli.BoolFlag{Name: "verify", Usage: "only list what there is of podo on this machine"},
-			dataDirFlag(),
+			&cli.StringFlag{
+				Name: "data-dir", Aliases: []string{"d"}, TakesFile: true,
+				Usage: "`DIR` that podo keeps its state in", DefaultText: "every one that podo had on this machine",
+			},
 		},
 		OnUsageError: flagProblem,
 		Action: func(c *cli.Context) error {
@@ -64,8 +68,12 @@ Examples:
 				Tell:        func(words string) { told.Done(words, words) },
 			}
 			o.Executable, _ = os.Executable()
+			all, err := everywhere(c, o)
+			if err != nil {
+				return err
+			}
 			if c.Bool("verify") {
-				return verifyGone(c, o)
+				return verifyGone(c, all)
 			}
 			if err := dataDirIsMeant(c); err != nil {
 				return err
@@ -77,26 +85,54 @@ Examples:
 			if len(names) > 0 {
 				return usagef("podo uninstall: there are clusters on this machine (%s), which nobody could remove without podo; first: podo cluster delete --all", strings.Join(names, ", "))
 			}
-			if err := confirm(c, o); err != nil {
+			if err := confirm(c, all); err != nil {
 				return err
 			}
-			err = reset.Uninstall(c.Context, o)
-			if errors.Is(err, datadir.ErrForeign) {
-				return usageError{err} // nothing was done
+			for _, o := range all {
+				err = reset.Uninstall(c.Context, o)
+				if errors.Is(err, datadir.ErrForeign) {
+					return usageError{err} // nothing was done: it is the first of them, or was marked
+				}
+				if err != nil {
+					fmt.Fprintf(c.App.ErrWriter, "podo: uninstall: %v\n", err)
+				}
 			}
-			if err != nil {
-				fmt.Fprintf(c.App.ErrWriter, "podo: uninstall: %v\n", err)
-			}
-			return verifyGone(c, o)
+			return verifyGone(c, all)
 		},
 	}
 }
 
-// verifyGone fails with a list if there is any trace of podo.
-func verifyGone(c *cli.Context, o reset.Options) error {
-	left, err := reset.Verify(o)
+// everywhere is o for each data directory that podo has had on this machine, or for the
+// one that was asked for, with a word about the others.
+func everywhere(c *cli.Context, o reset.Options) ([]reset.Options, error) {
+	known, err := datadir.Known(o.Paths)
 	if err != nil {
-		return fmt.Errorf("verify: %w", err)
+		return nil, err
+	}
+	all := []reset.Options{o}
+	for _, dir := range known {
+		if dir == filepath.Clean(o.Paths.Data) {
+			continue
+		}
+		if c.IsSet("data-dir") {
+			fmt.Fprintf(c.App.ErrWriter, "podo: there is data of podo in %[1]s, too, which is left alone; to remove it: podo uninstall --data-dir %[1]s\n", dir)
+			continue
+		}
+		o.Paths = paths.New(dir)
+		all = append(all, o)
+	}
+	return all, nil
+}
+
+// verifyGone fails with a list if there is any trace of podo.
+func verifyGone(c *cli.Context, all []reset.Options) error {
+	var left []reset.Leftover
+	for _, o := range all {
+		more, err := reset.Verify(o)
+		if err != nil {
+			return fmt.Errorf("verify: %w", err)
+		}
+		left = append(left, slices.DeleteFunc(more, func(l reset.Leftover) bool { return slices.Contains(left, l) })...)
 	}
 	names, err := clustersThere(local.Site{Dir: local.DefaultDir})
 	if err != nil {
@@ -107,11 +143,10 @@ func verifyGone(c *cli.Context, o reset.Options) error {
 	}
 	if len(left) == 0 {
 		but := ""
-		switch {
-		case o.KeepData:
+		if all[0].KeepData {
 			but = " but its data"
-		case !o.Purge && reset.HoldsVolumes(o.Paths):
-			but = " but the volumes in " + o.Paths.Storage()
+		} else if volumes := keptVolumes(all); len(volumes) > 0 {
+			but = " but the volumes in " + strings.Join(volumes, " and ")
 		}
 		_, err := fmt.Fprintf(c.App.Writer, "nothing%s is left of podo\n", but)
 		return err
@@ -122,19 +157,34 @@ func verifyGone(c *cli.Context, o reset.Options) error {
 	return fmt.Errorf("podo is not gone: %d things are left", len(left))
 }
 
-func confirm(c *cli.Context, o reset.Options) error {
+// keptVolumes are the folders of claims' volumes that an uninstall leaves.
+func keptVolumes(all []reset.Options) []string {
+	var out []string
+	for _, o := range all {
+		if !o.KeepData && !o.Purge && reset.HoldsVolumes(o.Paths) {
+			out = append(out, o.Paths.Storage())
+		}
+	}
+	return out
+}
+
+func confirm(c *cli.Context, all []reset.Options) error {
 	switch {
 	case c.Bool("yes"):
 		return nil
 	case !isTerminal(os.Stdin):
 		return usagef("podo uninstall: nobody is there to confirm; add --yes to remove podo and its data")
 	}
-	what := o.Paths.Data + " and " + o.Paths.Etc
-	if !o.KeepData && !o.Purge && reset.HoldsVolumes(o.Paths) {
-		what += " but the volumes in " + o.Paths.Storage()
+	var what string
+	for _, o := range all {
+		what += o.Paths.Data + " and "
+	}
+	what += all[0].Paths.Etc
+	if volumes := keptVolumes(all); len(volumes) > 0 {
+		what += " but the volumes in " + strings.Join(volumes, " and ")
 	}
 	fmt.Fprintf(c.App.Writer, "This stops podo and all of its pods, and removes them from this machine%s.\nGo on? [y/N] ",
-		choose(o.KeepData, "; "+what+" are kept", " with all data in "+what))
+		choose(all[0].KeepData, "; "+what+" are kept", " with all data in "+what))
 	answer, _ := bufio.NewReader(os.Stdin).ReadString('\n')
 	if a := strings.ToLower(strings.TrimSpace(answer)); a != "y" && a != "yes" {
 		return fmt.Errorf("uninstall: not confirmed, nothing was done")

@@ -8,7 +8,6 @@ import (
 	"path/filepath"
 	"regexp"
 	"slices"
-	"strconv"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -51,10 +50,8 @@ func permanent(name string) string {
 // one that no podo has marked, and that holds something else than what may be put
 // there before the first start, or than the files that were asked for in it.
 func Foreign(p paths.Paths, asked ...string) error {
-	if text, err := os.ReadFile(p.Layout()); err == nil {
-		if _, err := strconv.Atoi(strings.TrimSpace(string(text))); err == nil {
-			return nil
-		}
+	if marked(p) {
+		return nil
 	}
 	stranger := func(path string) bool {
 		return !slices.ContainsFunc(asked, func(a string) bool { return a == path || strings.HasPrefix(a, path+"/") })

@@ -48,6 +48,9 @@ func (p Paths) ConfigFile() string { return filepath.Join(p.Etc, "config.yaml") 
 // Registries describes image registries and their mirrors.
 func (p Paths) Registries() string { return filepath.Join(p.Etc, "registries.yaml") }
 
+// DataDirs lists the data directories that podo was given on this machine, one a line.
+func (p Paths) DataDirs() string { return filepath.Join(p.Etc, "data-dirs") }
+
 // AdminKubeconfig is the default place of the administrator's kubeconfig.
 func (p Paths) AdminKubeconfig() string { return filepath.Join(p.Etc, "podo.yaml") }
 
