@@ -79,7 +79,7 @@ func Build(g *lifecycle.Group, p plan.Node, d Deps) error {
 	g.Add(loadbalancer.Report(p.Name, p.Kubelet.IPs, func() (kubernetes.Interface, error) {
 		return kubeconfig.Clientset(p.Paths.AgentKubeconfig("podo-node"), d.Gate.Dial)
 	}, d.Log), node)
-	g.Add(Ready(p, d.Gate), node, network)
+	g.Add(Ready(p, parts.kubelet.MaxPods(), d.Gate, d.Log), node, network)
 	return nil
 }
 

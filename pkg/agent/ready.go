@@ -3,6 +3,8 @@ package agent
 import (
 	"context"
 	"fmt"
+	"log/slog"
+	"net/netip"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -19,7 +21,7 @@ import (
 // Ready is a component that is ready once the cluster says that this node is. A
 // node object that is left over from before a restart still says so, which is why
 // this process must have made the node or renewed its lease first.
-func Ready(p plan.Node, g *gate.Gate) lifecycle.Component {
+func Ready(p plan.Node, maxPods int, g *gate.Gate, log *slog.Logger) lifecycle.Component {
 	began := time.Now()
 	return lifecycle.Task("node", func(ctx context.Context) error {
 		client, err := kubeconfig.Clientset(p.Paths.AgentKubeconfig("kubelet"), g.Dial)
@@ -33,8 +35,36 @@ func Ready(p plan.Node, g *gate.Gate) lifecycle.Component {
 			case <-time.After(pause(time.Since(began))):
 			}
 		}
+		if p.Network != nil { // a network of somebody else's may have other ranges
+			warnOfCrowd(ctx, client, p.Name, maxPods, log)
+		}
 		return nil
 	})
+}
+
+// warnOfCrowd tells when the kubelet takes more pods than the node has addresses for: the
+// last of them would never start. A pod may be on the host's network, so it is no mistake.
+func warnOfCrowd(ctx context.Context, client kubernetes.Interface, name string, maxPods int, log *slog.Logger) {
+	node, err := client.CoreV1().Nodes().Get(ctx, name, metav1.GetOptions{})
+	if err != nil {
+		return
+	}
+	for _, text := range node.Spec.PodCIDRs {
+		cidr, err := netip.ParsePrefix(text)
+		if err != nil {
+			continue
+		}
+		if room := addresses(cidr); room < maxPods {
+			log.Warn("the kubelet takes more pods than the node has addresses for", "component", "node", "max-pods", maxPods, "pod-cidr", cidr, "addresses", room,
+				"remedy", "lower max-pods, or begin a cluster whose nodes have wider ranges: --kube-controller-manager-arg node-cidr-mask-size")
+		}
+	}
+}
+
+// addresses is how many pods a node's range has room for: the first of it stands for the
+// range, the second is the bridge's, and the last is for broadcasts.
+func addresses(cidr netip.Prefix) int {
+	return max(1<<min(cidr.Addr().BitLen()-cidr.Bits(), 16)-3, 0)
 }
 
 // pause is how long a node is left alone that was not Ready after so long: who waits

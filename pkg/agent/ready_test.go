@@ -3,6 +3,8 @@ package agent
 import (
 	"context"
 	"encoding/json"
+	"fmt"
+	"log/slog"
 	"net/http"
 	"net/http/httptest"
 	"strings"
@@ -27,6 +29,7 @@ type cluster struct {
 	mu        sync.Mutex
 	condition corev1.ConditionStatus // empty: none reported; "absent": no node
 	renewed   time.Time              // zero: no lease
+	ranges    []string
 	asked     int
 }
 
@@ -49,7 +52,7 @@ func (c *cluster) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	var reply any
 	switch r.URL.Path {
 	case "/api/v1/nodes/box":
-		n := corev1.Node{TypeMeta: metav1.TypeMeta{Kind: "Node", APIVersion: "v1"}, ObjectMeta: metav1.ObjectMeta{Name: "box"}}
+		n := corev1.Node{TypeMeta: metav1.TypeMeta{Kind: "Node", APIVersion: "v1"}, ObjectMeta: metav1.ObjectMeta{Name: "box"}, Spec: corev1.NodeSpec{PodCIDRs: c.ranges}}
 		if c.condition != "" {
 			n.Status.Conditions = []corev1.NodeCondition{
 				{Type: corev1.NodeMemoryPressure, Status: corev1.ConditionTrue, Reason: "other"},
@@ -91,7 +94,7 @@ func TestReady(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
 	ready, done := make(chan struct{}), make(chan error, 1)
-	go func() { done <- Ready(p, doors).Run(ctx, func() { close(ready) }) }()
+	go func() { done <- Ready(p, 110, doors, slog.New(slog.DiscardHandler)).Run(ctx, func() { close(ready) }) }()
 	isReady := func(within time.Duration) bool {
 		select {
 		case <-ready:
@@ -151,7 +154,7 @@ func TestReadyStopsWhileWaiting(t *testing.T) {
 		}
 		ctx, cancel := context.WithTimeout(t.Context(), 150*time.Millisecond)
 		began := time.Now()
-		if err := Ready(p, doors).Run(ctx, func() {}); err != nil {
+		if err := Ready(p, 110, doors, slog.New(slog.DiscardHandler)).Run(ctx, func() {}); err != nil {
 			t.Errorf("%s: err = %v, want nil", name, err)
 		}
 		if lasted := time.Since(began); lasted > 5*time.Second {
@@ -178,6 +181,30 @@ func TestCondition(t *testing.T) {
 		err := Condition(t.Context(), client, "box")
 		if (err == nil) != (want == "") || err != nil && !strings.Contains(err.Error(), want) {
 			t.Errorf("condition %q: err = %v, want %q", condition, err, want)
+		}
+	}
+}
+
+// The last pods of a node that takes more than it has addresses for would never start.
+func TestWarnsOfMorePodsThanAddresses(t *testing.T) {
+	for _, tt := range []struct {
+		ranges  []string
+		maxPods int
+		warned  string
+	}{
+		{[]string{"10.42.0.0/24"}, 110, ""},
+		{[]string{"10.42.0.0/24"}, 253, ""},
+		{[]string{"10.42.0.0/24"}, 254, "max-pods=254 pod-cidr=10.42.0.0/24 addresses=253"},
+		{[]string{"10.42.0.0/23"}, 500, ""},
+		{[]string{"fd42::/64"}, 1000, ""},
+		{[]string{"fd42::/64", "10.42.7.0/25"}, 250, "max-pods=250 pod-cidr=10.42.7.0/25 addresses=125"},
+	} {
+		s := serve(t, &cluster{condition: corev1.ConditionTrue, ranges: tt.ranges})
+		client := kubernetes.NewForConfigOrDie(&rest.Config{Host: s.URL})
+		var out strings.Builder
+		warnOfCrowd(t.Context(), client, "box", tt.maxPods, slog.New(slog.NewTextHandler(&out, nil)))
+		if !strings.Contains(out.String(), tt.warned) || (tt.warned == "") != (out.Len() == 0) {
+			t.Errorf("%s: %q, want %q", fmt.Sprint(tt.ranges, tt.maxPods), out.String(), tt.warned)
 		}
 	}
 }

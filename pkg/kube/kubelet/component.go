@@ -72,6 +72,9 @@ func New(p plan.Kubelet, g *gate.Gate, log *slog.Logger) (*Kubelet, error) {
 // Name is the component's name.
 func (k *Kubelet) Name() string { return "kubelet" }
 
+// MaxPods is how many pods it takes.
+func (k *Kubelet) MaxPods() int { return int(k.server.MaxPods) }
+
 // Run runs the kubelet until ctx ends. Upstream leaves goroutines behind when it
 // returns, so nothing may assume that its ports are free again.
 func (k *Kubelet) Run(ctx context.Context, ready func()) error {
