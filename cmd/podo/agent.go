@@ -103,6 +103,7 @@ func runAgent(ctx context.Context, s start, cfg config.Node) error {
 	if err := prepare(ctx, facts, settings, s.log); err != nil {
 		return err
 	}
+	go s.settle(ctx, claim)
 	report := agentReporter{start: s, group: g, tie: tie, plan: p}
 	return s.run(ctx, g, p.Node.Kubelet.IPs, report.report, agentTale(p))
 }

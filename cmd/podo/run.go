@@ -165,6 +165,17 @@ func (s start) remember(claim *datadir.Claim) {
 	}
 }
 
+// settle does, once a start is over, what later ones rely on. The next tries again.
+func (s start) settle(ctx context.Context, claim *datadir.Claim) {
+	select {
+	case <-ctx.Done():
+	case <-s.over:
+		if err := errors.Join(claim.KeepDatastore(), claim.Reserve()); err != nil {
+			s.log.Warn("data directory is not as a later start would like it", "path", s.where.Data, "err", err)
+		}
+	}
+}
+
 // fatal is why a library wanted to end the process.
 type fatal struct{ reason string }
 

@@ -105,7 +105,7 @@ func runServer(ctx context.Context, s start, cfg config.Server) error {
 	if err := prepare(ctx, facts, settings, s.log); err != nil {
 		return err
 	}
-	go s.keepDatastore(ctx, claim)
+	go s.settle(ctx, claim)
 	report := reporter{start: s, group: g, server: srv, plan: *p.Server}
 	err = s.run(ctx, g, p.Server.Certificates.Names.NodeIPs, report.report, serverTale(cfg, p))
 	if _, ok := errors.AsType[fatal](err); ok && p.Server.Storage.External != nil {
@@ -114,17 +114,6 @@ func runServer(ctx context.Context, s start, cfg config.Server) error {
 		return s.again(err)
 	}
 	return err
-}
-
-// keepDatastore notes which datastore the cluster has that this start has begun.
-func (s start) keepDatastore(ctx context.Context, claim *datadir.Claim) {
-	select {
-	case <-ctx.Done():
-	case <-s.over:
-		if err := claim.KeepDatastore(); err != nil {
-			s.log.Warn("the next start notes it again which datastore this server has", "err", err)
-		}
-	}
 }
 
 // member returns what is known of this server's cluster. A server that was told of

@@ -68,6 +68,9 @@ func (c *Claim) Take() error {
 	if err := c.Hold(); err != nil {
 		return err
 	}
+	if err := c.spend(); err != nil {
+		return err
+	}
 	if err := c.note(); err != nil || c.shape == nil {
 		return err
 	}

@@ -60,6 +60,9 @@ func (p Paths) Layout() string { return filepath.Join(p.Data, "layout") }
 // Kubernetes holds the version of Kubernetes that last ran on the data directory.
 func (p Paths) Kubernetes() string { return filepath.Join(p.Data, "kubernetes") }
 
+// Reserve is room on the disk for a start that finds none.
+func (p Paths) Reserve() string { return filepath.Join(p.Data, "reserve") }
+
 // Outside lists the files that podo was told to write elsewhere.
 func (p Paths) Outside() string { return filepath.Join(p.Data, "outside") }
 

@@ -1,0 +1,62 @@
+package datadir
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+
+	"golang.org/x/sys/unix"
+)
+
+const (
+	// reserve is what a start needs on a disk that is full: containerd writes the state of
+	// each container anew when it takes it over, and one that it cannot write is lost to it.
+	reserve = 16 << 20
+
+	// plenty is how much must be free for a reserve to be made.
+	plenty = 512 << 20
+)
+
+// Reserve keeps some of the disk for a start on a full one, if there is plenty and the file
+// system can.
+func (c *Claim) Reserve() error {
+	path := c.paths.Reserve()
+	if _, err := os.Lstat(path); err == nil || !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	if free, err := free(c.paths.Data); err != nil || free < plenty {
+		return err
+	}
+	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+	if err != nil {
+		return err
+	}
+	err = errors.Join(unix.Fallocate(int(f.Fd()), 0, 0, reserve), f.Close())
+	if err == nil {
+		return nil
+	}
+	if err = errors.Join(err, os.Remove(path)); errors.Is(err, unix.EOPNOTSUPP) {
+		return nil
+	}
+	return fmt.Errorf("reserve %s: %w", path, err)
+}
+
+// spend gives the reserve back to a disk that has no more than that.
+func (c *Claim) spend() error {
+	if free, err := free(c.paths.Data); err != nil || free >= reserve {
+		return err
+	}
+	if err := os.Remove(c.paths.Reserve()); !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	return nil
+}
+
+func free(dir string) (int64, error) {
+	var st unix.Statfs_t
+	if err := unix.Statfs(dir, &st); err != nil {
+		return 0, fmt.Errorf("free space of %s: %w", dir, err)
+	}
+	return int64(st.Bavail) * st.Bsize, nil
+}
