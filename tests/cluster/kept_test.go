@@ -1,0 +1,88 @@
+package cluster
+
+import (
+	"os"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/podo-dev/podo/tests/hosts"
+)
+
+// A cluster that was lost with all notes beside it is missed, and a data directory that a
+// flag named alone is found again by who removes podo.
+func TestDataIsNotForgotten(t *testing.T) {
+	s := begin(t)
+	h := s.net.Host("one")
+	s.onDisk(h, "/srv", "1g")
+	p := s.start(h, "server", "--data-dir", "/srv/podo")
+	s.podo(h, "status", "--wait=90s")
+	s.end(p)
+	s.podo(h, "kill", "--data-dir", "/srv/podo")
+
+	if out, code := s.try(h, 30*time.Second, "uninstall", "--verify"); code != 1 {
+		t.Errorf("with data left: exit code %d\n%s", code, out)
+	} else {
+		s.says(out, "/srv/podo/server")
+	}
+	for _, lost := range []string{"/srv/podo/server/db", "/srv/podo/server/db.kind"} {
+		if err := os.RemoveAll(h.Path(lost)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	out, code := s.try(h, 30*time.Second, "server", "--data-dir", "/srv/podo")
+	if code != 1 {
+		t.Errorf("without its datastore: exit code %d, want 1", code)
+	}
+	s.says(out, "/srv/podo/server/db/state.db is missing", "backup", "podo uninstall")
+
+	s.says(s.podo(h, "uninstall", "--yes", "--purge"), "removed /srv/podo", "nothing is left of podo")
+	if left, err := os.ReadDir(h.Path("/srv")); err != nil || len(left) > 0 {
+		t.Errorf("left in /srv: %v (%v)", left, err)
+	}
+}
+
+// A restart finds its disk full, and takes its pods over all the same.
+func TestRestartsOnAFullDisk(t *testing.T) {
+	s := begin(t)
+	h := s.net.Host("one")
+	s.onDisk(h, "/srv", "1100m")
+	args := []string{"server", "--data-dir", "/srv/podo", "--kubelet-arg", "eviction-hard=memory.available<10Mi"}
+	p := s.start(h, args...)
+	s.podo(h, "status", "--wait=90s")
+	containers := func() string { return s.podo(h, "crictl", "ps", "-q") }
+	s.within(60*time.Second, "a pod runs", func() error {
+		if containers() == "" {
+			return os.ErrNotExist
+		}
+		return nil
+	})
+	s.within(60*time.Second, "all is on the disk", func() error { _, err := os.Stat(h.Path("/srv/podo/reserve")); return err })
+	time.Sleep(15 * time.Second) // the rest of the payload
+	before := containers()
+	fill := func() {
+		t.Helper()
+		out, err := h.Run("sh", "-c", "dd if=/dev/zero of=/srv/filler bs=4k oflag=append conv=notrunc 2>/dev/null; df /srv")
+		if err != nil || !strings.Contains(out, " 100% ") {
+			t.Fatalf("the disk is not full: %v\n%s", err, out)
+		}
+	}
+	fill()
+	s.end(p)
+	fill()
+	p = s.start(h, args...)
+	s.podo(h, "status", "--wait=60s")
+	time.Sleep(5 * time.Second)
+	if after := containers(); after != before {
+		t.Errorf("containers before: %s\nafter: %s\n%s", before, after, p.Log())
+	}
+}
+
+// onDisk turns a host on that has a disk of its own somewhere.
+func (s *scene) onDisk(h *hosts.Host, path, size string) {
+	s.Helper()
+	h.On()
+	if out, err := h.Run("sh", "-c", "mkdir -p "+path+" && mount -t tmpfs -o size="+size+" none "+path); err != nil {
+		s.Fatalf("%v\n%s", err, out)
+	}
+}
