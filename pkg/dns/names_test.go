@@ -134,11 +134,18 @@ func TestNames(t *testing.T) {
 	if err := json.Unmarshal([]byte(written(1)), &got); err != nil || got.Metadata.UID != "u1" || len(got.Data) != 1 || got.Data[key] != "10.0.0.1 one\n" {
 		t.Errorf("wrote %+v, %v", got, err)
 	}
-	// What is as it ought to be is left alone, and what somebody changes is put right.
+	// What is as it ought to be is left alone, and what somebody changes is put right. The
+	// write is seen a moment after it was made, and until then may be made again.
 	event("MODIFIED", "3", `{"Corefile": ".", "NodeHosts": "10.0.0.1 one\n"}`)
+	time.Sleep(300 * time.Millisecond)
+	a.mu.Lock()
+	n := len(a.patches)
+	a.mu.Unlock()
 	event("MODIFIED", "4", `{"Corefile": "else", "NodeHosts": "10.0.0.1 one\n"}`)
+	time.Sleep(300 * time.Millisecond)
+	written(n)
 	event("MODIFIED", "5", `{"Corefile": "else", "NodeHosts": "10.0.0.66 one\n"}`)
-	written(2)
+	written(n + 1)
 	cancel()
 	if err := <-ended; err != nil {
 		t.Error(err)
