@@ -91,8 +91,12 @@ func site(c *cli.Context) (local.Site, error) {
 	return s, os.Setenv("PATH", s.Programs()+":"+os.Getenv("PATH")) // nft is in the payload
 }
 
-// clusterError gives what can never be its exit code.
-func clusterError(err error) error {
+// clusterError gives what can never be its exit code. What breaks because somebody does
+// not wait for it is no news to him.
+func clusterError(c *cli.Context, err error) error {
+	if err != nil && c.Context.Err() != nil {
+		return local.ErrInterrupted
+	}
 	if _, ok := errors.AsType[local.Unfit](err); ok {
 		return usageError{err}
 	}
@@ -114,7 +118,7 @@ func verbOf(name, usage, description string, flags []cli.Flag, do func(*cli.Cont
 			if err != nil {
 				return err
 			}
-			return clusterError(do(c, s))
+			return clusterError(c, do(c, s))
 		},
 	}
 }
@@ -126,7 +130,7 @@ func withArgs(do func(*cli.Context, local.Site) error) cli.ActionFunc {
 		if err != nil {
 			return err
 		}
-		return clusterError(do(c, s))
+		return clusterError(c, do(c, s))
 	}
 }
 
@@ -171,7 +175,10 @@ func clusterCreate() *cli.Command {
 			return err
 		}
 		if err := mergeCluster(c, s, made); err != nil {
-			return err
+			if c.Bool("retain") {
+				return fmt.Errorf("%w; the cluster runs, and can be added with: podo cluster export kubeconfig --name %s", err, name)
+			}
+			return errors.Join(err, s.Delete(context.WithoutCancel(c.Context), name))
 		}
 		if asJSON {
 			return printJSON(c.App.Writer, s.Nodes(made))
@@ -284,6 +291,9 @@ func clusterList(verb string) *cli.Command {
 				st.Error = err.Error()
 			} else {
 				st.Nodes, st.API = s.Nodes(cl), cl.URL()
+				if !s.Published(cl) && slices.ContainsFunc(st.Nodes, func(n local.Status) bool { return n.Running }) {
+					st.Error = fmt.Sprintf("this host does not listen for it; try: podo cluster start --name %s", name)
+				}
 			}
 			for _, n := range st.Nodes {
 				if n.Running {
@@ -357,17 +367,28 @@ func clusterGet() *cli.Command {
 		Name: "get", Usage: "print nodes, clusters or a kubeconfig", Action: chooseOne, OnUsageError: flagProblem,
 		Subcommands: []*cli.Command{
 			clusterList("clusters"),
-			verbOf("nodes", "list the nodes of a cluster", "", []cli.Flag{clusterName(), outputFlag()}, func(c *cli.Context, s local.Site) error {
-				asJSON, err := wantsJSON(c)
-				if err != nil {
-					return err
+			verbOf("nodes", "list the nodes of a cluster", "", []cli.Flag{
+				clusterName(),
+				&cli.StringFlag{Name: "output", Aliases: []string{"o"}, Value: "text", Usage: "`FORMAT` of the answer: text, json or name"},
+			}, func(c *cli.Context, s local.Site) error {
+				format := c.String("output")
+				if format != "name" {
+					if _, err := wantsJSON(c); err != nil {
+						return err
+					}
 				}
 				cl, err := s.Load(nameOf(c, ""))
 				if err != nil {
 					return err
 				}
-				if asJSON {
+				switch format {
+				case "json":
 					return printJSON(c.App.Writer, s.Nodes(cl))
+				case "name": // one a line, as kind prints them for scripts
+					for _, n := range s.Nodes(cl) {
+						fmt.Fprintln(c.App.Writer, n.Name)
+					}
+					return nil
 				}
 				var rows [][]string
 				for _, n := range s.Nodes(cl) {
@@ -412,15 +433,15 @@ func clusterExport() *cli.Command {
 					if c.NArg() > 1 {
 						return usagef("%s takes one folder", c.Command.FullName())
 					}
+					cl, err := s.Load(nameOf(c, ""))
+					if err != nil {
+						return err
+					}
 					dir := c.Args().First()
 					if dir == "" {
 						if dir, err = os.MkdirTemp("", "podo-logs-"); err != nil {
 							return err
 						}
-					}
-					cl, err := s.Load(nameOf(c, ""))
-					if err != nil {
-						return err
 					}
 					if err := s.ExportLogs(c.Context, cl, dir); err != nil {
 						return err

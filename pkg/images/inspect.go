@@ -53,7 +53,7 @@ func roomFor(dir string) (int64, error) {
 	if err != nil {
 		return 0, fmt.Errorf("statfs %s: %w", dir, err)
 	}
-	return int64(st.Bavail) * st.Bsize, nil
+	return int64(st.Bavail) * int64(st.Bsize), nil // it is an int32 on some
 }
 
 // inspect reads an archive to its end, before any of it reaches the engine, and returns

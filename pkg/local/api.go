@@ -43,11 +43,15 @@ func (c Cluster) URL() string {
 	return fmt.Sprintf("https://%s", c.API)
 }
 
-// patience is how long a control plane may take to answer.
-const patience = 3 * time.Minute
+// patience is how long a control plane may take to answer when it starts, and attention how
+// long one that runs may.
+const (
+	patience  = 3 * time.Minute
+	attention = 20 * time.Second
+)
 
-// answers waits until the first server's API does.
-func (s Site) answers(ctx context.Context, c Cluster, n Node) error {
+// answers waits until the API of a cluster does, as long as a server of it lives.
+func (s Site) answers(ctx context.Context, c Cluster, n Node, patience time.Duration) error {
 	ctx, end := context.WithTimeoutCause(ctx, patience, fmt.Errorf("no answer within %s", patience))
 	defer end()
 	for {
@@ -117,7 +121,8 @@ func (s Site) lives(c Cluster, n Node) error {
 	}
 	console, _ := os.ReadFile(s.node(c.Name, n.Name, "console"))
 	if strings.Contains(tail(string(console), 1), errNever.Error()) {
-		return Unfit{fmt.Errorf("podo refuses what the file asks for:%s", s.said(c, n))}
+		said := strings.ReplaceAll(s.said(c, n), "kubelet-arg: "+kubeletFile, "the KubeletConfiguration of kubeadmConfigPatches")
+		return Unfit{fmt.Errorf("podo refuses what the file asks for:%s", said)}
 	}
 	return fmt.Errorf("its machine is off%s", s.said(c, n))
 }

@@ -142,7 +142,7 @@ func (s Site) Load(name string) (Cluster, error) {
 		names, _ := s.Names()
 		switch {
 		case slices.Contains(names, name):
-			return c, fmt.Errorf("cluster %s was never finished; remove it with: podo cluster delete --name %[1]s", name)
+			return c, unfinished(name)
 		case len(names) == 0:
 			return c, fmt.Errorf("there is no cluster %q, nor any other; make it with: podo cluster create --name %[1]s", name)
 		}
@@ -155,6 +155,10 @@ func (s Site) Load(name string) (Cluster, error) {
 		return c, fmt.Errorf("read %s: %w", s.file(name, "cluster.json"), err)
 	}
 	return c, nil
+}
+
+func unfinished(cluster string) error {
+	return fmt.Errorf("cluster %s was never finished; remove it with: podo cluster delete --name %[1]s", cluster)
 }
 
 func (s Site) save(c Cluster) error {

@@ -163,7 +163,7 @@ func (s Site) up(ctx context.Context, c Cluster, wait time.Duration) error {
 			func() error { return s.each([]Node{begins}, func(n Node) error { return s.launch(ctx, c, n, "") }) })
 	}
 	if err == nil {
-		err = s.answers(ctx, c, begins)
+		err = s.answers(ctx, c, begins, patience)
 	}
 	if err == nil {
 		err = s.announce(ctx, c)

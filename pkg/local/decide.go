@@ -47,9 +47,6 @@ func (s Site) decide(name string, f File) (Cluster, error) {
 		c.Shared["disable-kube-proxy"] = true
 	case "iptables":
 		c.Common.add("kube-proxy-arg", "proxy-mode=iptables")
-		if _, err := exec.LookPath("iptables"); err != nil {
-			blame("networking.kubeProxyMode: ", Unfit{errors.New("iptables: this machine does not have the program, which nodes would run; install it, or leave the line out for nftables")})
-		}
 	}
 	for gate, on := range f.FeatureGates {
 		c.Common.gate(gate, strconv.FormatBool(on))
@@ -66,7 +63,7 @@ func (s Site) decide(name string, f File) (Cluster, error) {
 		address, _ = netip.ParseAddr(a)
 	}
 	c.API, err = listen(address, f.Networking.APIPort, "tcp")
-	blame("networking.apiServerPort: ", err)
+	blame("networking."+placed(err, "apiServerPort", "apiServerAddress")+": ", err)
 	if !address.IsLoopback() && !address.IsUnspecified() {
 		c.Shared.add("tls-san", address.String())
 	}
@@ -80,6 +77,22 @@ func (s Site) decide(name string, f File) (Cluster, error) {
 		return c, err
 	}
 	return c, c.verify()
+}
+
+// hasProxy says why nodes could not run kube-proxy in a mode.
+func hasProxy(mode string) error {
+	switch mode {
+	case "", "nftables", "none": // nft is podo's own
+	case "iptables":
+		if _, err := exec.LookPath("iptables"); err != nil {
+			return errors.New("iptables: this machine does not have the program, which nodes would run; install it, or leave the line out for nftables")
+		}
+	case "ipvs":
+		return errors.New("ipvs: podo does not have it; leave the line out for nftables, which came to replace it")
+	default:
+		return fmt.Errorf("%q, want nftables, iptables or none", mode)
+	}
+	return nil
 }
 
 // apart says which ports of the host were given away twice.
@@ -129,7 +142,7 @@ func (s Site) promised(c Cluster) error {
 			theirs.Ports = append(theirs.Ports, n.Ports...)
 		}
 		both.Nodes = append(both.Nodes, theirs)
-		if both.apart() != nil {
+		if c.apart() == nil && both.apart() != nil {
 			return fmt.Errorf("cluster %s, which is there too, has a port of this host that this one asks for: one of %s; choose another, or remove that cluster with: podo cluster delete --name %[1]s",
 				name, strings.Join(theirs.listening(), ", "))
 		}
@@ -304,6 +317,9 @@ func (s Site) equip(n *Node, f NodeFile, v6 bool, at string) error {
 		if dir := readOnly(m.Container); dir != "" {
 			errs = append(errs, Unfit{fmt.Errorf("%s.extraMounts[%d].containerPath: there is no %s on this machine, and nodes have its %s as it is; make it here, empty, or choose another path", at, i, m.Container, dir)})
 		}
+		if slices.ContainsFunc(n.Mounts, func(o Mount) bool { return o.To == filepath.Clean(m.Container) }) {
+			errs = append(errs, Unfit{fmt.Errorf("%s.extraMounts[%d].containerPath: %s is that of another mount too", at, i, m.Container)})
+		}
 		follow, _ := propagation(m.Propagation)
 		n.Mounts = append(n.Mounts, Mount{From: from, To: filepath.Clean(m.Container), ReadOnly: m.ReadOnly, Follow: follow})
 	}
@@ -322,7 +338,7 @@ func (s Site) equip(n *Node, f NodeFile, v6 bool, at string) error {
 		}
 		to, err := listen(address, p.Host, protocol)
 		if err != nil {
-			errs = append(errs, fmt.Errorf("%s.hostPort: %w", at, err))
+			errs = append(errs, fmt.Errorf("%s.%s: %w", at, placed(err, "hostPort", "listenAddress"), err))
 		}
 		n.Ports = append(n.Ports, Port{Listen: to, Port: uint16(p.Container), Protocol: protocol})
 	}

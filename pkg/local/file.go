@@ -350,12 +350,8 @@ func (n Networking) mistakes() []error {
 			bad("apiServerAddress: %w", err)
 		}
 	}
-	switch n.ProxyMode {
-	case "", "nftables", "iptables", "none":
-	case "ipvs":
-		bad("kubeProxyMode: ipvs: podo does not have it; leave the line out for nftables, which came to replace it")
-	default:
-		bad("kubeProxyMode: %q, want nftables, iptables or none", n.ProxyMode)
+	if err := hasProxy(n.ProxyMode); err != nil {
+		bad("kubeProxyMode: %w", err)
 	}
 	pods, err := subnets(n.PodSubnet)
 	if err != nil {

@@ -36,7 +36,7 @@ func (s Site) LoadArchives(ctx context.Context, c Cluster, only, files []string)
 	var stores []images.Store
 	for _, n := range list {
 		if s.seat(c.Name, n.Name).pid() == 0 {
-			return off(c, n.Name)
+			return fmt.Errorf("%w; or name those to load into: --nodes", off(c, n.Name))
 		}
 		stores = append(stores, s.store(c, n))
 	}

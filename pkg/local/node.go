@@ -196,6 +196,15 @@ func (s Site) configure(c Cluster, n Node, token string) error {
 // endpoint is where a server has its API.
 func (c Cluster) endpoint(n Node) string { return fmt.Sprintf("%s:6443", bracketed(c.Addr(n))) }
 
+// endpoints are where the API servers of a cluster are.
+func (c Cluster) endpoints() []string {
+	var out []string
+	for _, n := range c.servers() {
+		out = append(out, c.endpoint(n))
+	}
+	return out
+}
+
 // introduce tells a node the names of all, and who resolves others.
 func (s Site) introduce(c Cluster, n Node) error {
 	hosts := "127.0.0.1 localhost\n::1 localhost ip6-localhost ip6-loopback\n"
@@ -359,6 +368,9 @@ func (s Site) boot(c Cluster, n Node) error {
 	if err != nil {
 		return err
 	}
+	if len(groups.Processes(groupOf(c.Name)+"/"+n.Name)) > 0 {
+		return fmt.Errorf("%s runs, and the file that says so is gone (%s); end it with: podo cluster stop --name %s", n.Name, s.seat(c.Name, n.Name), c.Name)
+	}
 	spec, err := s.spec(c, n, groups)
 	if err != nil {
 		return err
@@ -424,7 +436,7 @@ func (s Site) halt(ctx context.Context, c, node string, signal unix.Signal) erro
 	if err != nil {
 		return err
 	}
-	return groups.Remove(groupOf(c) + "/" + node)
+	return groups.End(groupOf(c) + "/" + node)
 }
 
 // tail is the last lines of a text, each on a line of its own.

@@ -34,6 +34,8 @@ func (s Site) AddNode(ctx context.Context, name string, f NodeFile, wait time.Du
 	switch {
 	case f.Role != Worker && f.Role != ControlPlane:
 		return c, Node{}, Unfit{fmt.Errorf("--role: %q, want worker or control-plane", f.Role)}
+	case f.Role == ControlPlane && len(s.off(c)) > 0:
+		return c, Node{}, fmt.Errorf("control plane %s is off, and etcd takes no other until it is back or gone: podo cluster start --name %s, or podo cluster node remove --name %[2]s %[1]s", s.off(c)[0], name)
 	case f.Role == ControlPlane && !c.etcd():
 		return c, Node{}, Unfit{fmt.Errorf("cluster %s was made with one control plane, which keeps its state in SQLite; a cluster that is made with two or more can have others added", name)}
 	}
@@ -85,7 +87,7 @@ func (s Site) add(ctx context.Context, c Cluster, n Node) error {
 	if err := s.enlist(ctx, c, n); err != nil || n.Role != ControlPlane {
 		return err
 	}
-	return s.open(ctx, c)
+	return s.refer(ctx, c)
 }
 
 // acquaint tells the nodes that run of those there are.
@@ -120,13 +122,43 @@ func (s Site) running(ctx context.Context, name string) (Cluster, func(), error)
 	if err != nil {
 		return c, nil, err
 	}
-	if c, err = s.Load(name); err == nil && s.lives(c, s.gate(c)) != nil {
-		err = fmt.Errorf("cluster %s does not run; start it with: podo cluster start --name %[1]s", name)
+	if c, err = s.Load(name); err == nil {
+		err = s.attentive(ctx, c)
 	}
 	if err != nil {
 		release()
 	}
 	return c, release, err
+}
+
+// attentive says why a cluster does nothing that it is asked for now. The process that
+// listens for it is started if it has ended.
+func (s Site) attentive(ctx context.Context, c Cluster) error {
+	gate := s.gate(c)
+	if s.lives(c, gate) != nil {
+		return fmt.Errorf("cluster %s does not run; start it with: podo cluster start --name %[1]s", c.Name)
+	}
+	if !s.Published(c) {
+		if err := s.open(ctx, c); err != nil {
+			return err
+		}
+	}
+	err := s.answers(ctx, c, gate, attention)
+	if off := s.off(c); err != nil && len(off) > 0 {
+		return fmt.Errorf("the control plane of cluster %s does not answer, and of its nodes these are off: %s; start them with: podo cluster start --name %[1]s", c.Name, strings.Join(off, ", "))
+	}
+	return err
+}
+
+// off are the control planes that do not run.
+func (s Site) off(c Cluster) []string {
+	var out []string
+	for _, n := range c.servers() {
+		if s.seat(c.Name, n.Name).pid() == 0 {
+			out = append(out, n.Name)
+		}
+	}
+	return out
 }
 
 // RemoveNode takes a node out of a cluster, and returns what is left of it. Unless forced,
@@ -250,8 +282,11 @@ func (s Site) drop(ctx context.Context, c Cluster, n Node) (Cluster, error) {
 	if err := s.acquaint(c); err != nil {
 		return c, err
 	}
-	if n.Role == ControlPlane || len(n.Ports) > 0 {
+	switch {
+	case len(n.Ports) > 0:
 		return c, s.open(ctx, c)
+	case n.Role == ControlPlane:
+		return c, s.refer(ctx, c)
 	}
 	return c, nil
 }

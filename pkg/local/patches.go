@@ -54,7 +54,28 @@ func (e *extraArgs) UnmarshalYAML(n *yaml.Node) error {
 }
 
 type component struct {
-	Args extraArgs `yaml:"extraArgs"`
+	Args    extraArgs `yaml:"extraArgs"`
+	Volumes volumes   `yaml:"extraVolumes"`
+}
+
+// volumes are files of the node that a component is shown. Here it runs on the node
+// itself, and sees all of them where they are.
+type volumes []struct {
+	Name     string `yaml:"name"`
+	Host     string `yaml:"hostPath"`
+	Mount    string `yaml:"mountPath"`
+	ReadOnly bool   `yaml:"readOnly"`
+	Type     string `yaml:"pathType"`
+}
+
+func (v volumes) mistakes(at string) []error {
+	var errs []error
+	for i, one := range v {
+		if one.Host != one.Mount {
+			errs = append(errs, fmt.Errorf("%s.extraVolumes[%d].mountPath: %s: the component runs on the node itself, and sees %s there alone; write that in its extraArgs too", at, i, one.Mount, one.Host))
+		}
+	}
+	return errs
 }
 
 type clusterConfiguration struct {
@@ -62,8 +83,9 @@ type clusterConfiguration struct {
 	APIVersion string         `yaml:"apiVersion"`
 	Metadata   map[string]any `yaml:"metadata"`
 	API        struct {
-		Args extraArgs `yaml:"extraArgs"`
-		SANs []string  `yaml:"certSANs"`
+		Args    extraArgs `yaml:"extraArgs"`
+		Volumes volumes   `yaml:"extraVolumes"`
+		SANs    []string  `yaml:"certSANs"`
 	} `yaml:"apiServer"`
 	Controllers component `yaml:"controllerManager"`
 	Scheduler   component `yaml:"scheduler"`
@@ -150,6 +172,9 @@ func (p patches) one(text string) error {
 }
 
 func (p patches) document(doc yaml.Node) error {
+	if doc.Content[0].Kind != yaml.MappingNode {
+		return fmt.Errorf("line %d: is none of kubeadm's objects, which begin with kind: and apiVersion:", doc.Content[0].Line)
+	}
 	var head struct {
 		Kind string `yaml:"kind"`
 	}
@@ -199,6 +224,9 @@ func (p patches) components(c clusterConfiguration) error {
 	}
 	if !p.first {
 		return nil // read once
+	}
+	if errs := slices.Concat(c.API.Volumes.mistakes("apiServer"), c.Controllers.Volumes.mistakes("controllerManager"), c.Scheduler.Volumes.mistakes("scheduler")); len(errs) > 0 {
+		return errors.Join(errs...)
 	}
 	shared := p.cluster.Shared
 	for _, part := range []struct {
@@ -331,6 +359,9 @@ func (p patches) proxy(c proxyConfiguration) error {
 	}
 	if !p.first {
 		return nil // read once
+	}
+	if err := hasProxy(c.Mode); err != nil {
+		return fmt.Errorf("mode: %w", err)
 	}
 	s := p.cluster.Common
 	number := func(n *int32) string {

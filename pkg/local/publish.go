@@ -10,6 +10,7 @@ import (
 	"net/netip"
 	"os"
 	"os/exec"
+	"os/signal"
 	"strings"
 	"sync"
 	"syscall"
@@ -60,9 +61,35 @@ func taken(at netip.AddrPort, protocol string, err error) error {
 	case errors.Is(err, syscall.EADDRINUSE):
 		return fmt.Errorf("%s port %s of this host is in use; stop what listens there, or choose another port", strings.ToUpper(protocol), at)
 	case errors.Is(err, syscall.EADDRNOTAVAIL):
-		return fmt.Errorf("this host has no address %s", at.Addr())
+		return fmt.Errorf("%w %s", errNoAddress, at.Addr())
 	}
 	return err
+}
+
+var errNoAddress = errors.New("this host has no address")
+
+// placed is the field that an error of listen is about.
+func placed(err error, port, address string) string {
+	if errors.Is(err, errNoAddress) {
+		return address
+	}
+	return port
+}
+
+// Published reports whether the host listens for a cluster.
+func (s Site) Published(c Cluster) bool { return seat(s.file(c.Name, "ports")).pid() != 0 }
+
+// refers is the signal for the process that listens for a cluster to look which control
+// planes there are now.
+const refers = syscall.SIGUSR1
+
+// refer tells that process so, or starts it if there is none.
+func (s Site) refer(ctx context.Context, c Cluster) error {
+	pid := seat(s.file(c.Name, "ports")).pid()
+	if pid == 0 {
+		return s.open(ctx, c)
+	}
+	return syscall.Kill(pid, refers)
 }
 
 // Publish is the life of the process that listens on the host for a cluster: for its API,
@@ -74,13 +101,28 @@ func (s Site) Publish(ctx context.Context, name string, ready func(), log *slog.
 		return err
 	}
 	g := lifecycle.NewGroup(log)
-	var servers []string
-	for _, n := range c.servers() {
-		servers = append(servers, c.endpoint(n))
-	}
+	api := balancer.New(balancer.Options{Listen: c.API, First: c.endpoints(), Log: log})
+	changed := make(chan os.Signal, 1)
+	signal.Notify(changed, refers)
+	defer signal.Stop(changed)
+	go func() {
+		for {
+			select {
+			case <-ctx.Done():
+				return
+			case <-changed:
+			}
+			now, err := s.Load(name)
+			if err != nil {
+				log.Error("control planes are not known", "err", err)
+				continue
+			}
+			api.Set(now.endpoints())
+		}
+	}()
 	var open sync.WaitGroup
 	open.Add(1)
-	g.Add(balancer.New(balancer.Options{Listen: c.API, First: servers, Log: log}))
+	g.Add(api)
 	for _, n := range c.Nodes {
 		for _, p := range n.Ports {
 			open.Add(1)

@@ -57,7 +57,16 @@ func openStore(dir string, log *slog.Logger) (*store, error) {
 	if err := errors.Join(os.RemoveAll(parts), os.MkdirAll(s.dir, 0o700), os.MkdirAll(blobs, 0o700), os.MkdirAll(parts, 0o700)); err != nil {
 		return nil, err
 	}
-	s.within = uploads{parts, registry.New(registry.WithBlobHandler(registry.NewDiskBlobHandler(blobs)), registry.Logger(slog.NewLogLogger(log.Handler(), slog.LevelDebug)))}
+	torn, err := filepath.Glob(filepath.Join(blobs, "upload-*")) // what the library began and did not end
+	if err != nil {
+		return nil, err
+	}
+	for _, file := range torn {
+		if err := os.Remove(file); err != nil {
+			return nil, err
+		}
+	}
+	s.within = uploads{parts, blobs, registry.New(registry.WithBlobHandler(registry.NewDiskBlobHandler(blobs)), registry.Logger(slog.NewLogLogger(log.Handler(), slog.LevelDebug)))}
 	return s, s.restore()
 }
 

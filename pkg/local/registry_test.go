@@ -73,8 +73,12 @@ func TestUploads(t *testing.T) {
 			t.Errorf("part %s: %d %q, %s; want %d %q", tt.part, code, header.Get("Range"), text, tt.code, tt.have)
 		}
 	}
-	if code, _, _ := request("PUT", at+"?digest="+digestOf("another"), "", "ld"); code < 400 {
+	other := begin()
+	if code, _, _ := request("PUT", other+"?digest="+digestOf("another"), "", "ld"); code != http.StatusBadRequest {
 		t.Errorf("what is not what it is said to be: %d", code)
+	}
+	if code, _, _ := request("PUT", at+"?digest=none", "", "ld"); code != http.StatusBadRequest {
+		t.Errorf("no digest: %d", code)
 	}
 	if code, _, text := request("PUT", at+"?digest="+digestOf("hello, world"), "", "ld"); code != http.StatusCreated {
 		t.Errorf("the end: %d %s", code, text)

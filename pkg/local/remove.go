@@ -83,14 +83,9 @@ func (s Site) remove(ctx context.Context, name string) error {
 	if err != nil {
 		return err
 	}
-	var errs []error
-	for _, pid := range groups.Processes(groupOf(name)) { // also of nodes whose files are gone
-		if err := unix.Kill(pid, unix.SIGKILL); err != nil && !errors.Is(err, unix.ESRCH) {
-			errs = append(errs, fmt.Errorf("kill process %d: %w", pid, err))
-		}
-	}
-	errs = append(errs, s.down(ctx, name, unix.SIGKILL), fell(ctx, name), groups.Remove(groupOf(name)))
-	if err := errors.Join(errs...); err != nil {
+	// Of nodes whose files are gone, only the control groups tell.
+	err = errors.Join(s.down(ctx, name, unix.SIGKILL), fell(ctx, name), groups.End(groupOf(name)))
+	if err != nil {
 		return err // its files tell what is to be removed yet
 	}
 	if err := os.RemoveAll(s.dir(name)); err != nil {

@@ -3,10 +3,14 @@ package local
 import (
 	"context"
 	"fmt"
+	"os"
+	"slices"
 	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/podo-dev/podo/pkg/paths"
 )
 
 // Stop turns a cluster off. Its state stays, and Start brings it back.
@@ -49,21 +53,38 @@ func (s Site) Start(ctx context.Context, name string, wait time.Duration) (Clust
 	if err := s.tools(ctx); err != nil {
 		return c, err
 	}
-	done := s.Step(fmt.Sprintf("Starting %s (%s)", plural(len(c.Nodes), "node"), strings.Join(texts(c.Ranges), ", ")))
 	woken := map[string]time.Time{}
+	var known, fresh []Node // fresh are those that whoever made the cluster did not come to
 	for _, n := range c.Nodes {
 		if s.seat(c.Name, n.Name).pid() == 0 {
 			woken[n.Name] = time.Now()
 		}
+		if _, err := os.Stat(s.on(c.Name, n.Name, paths.New(paths.DefaultData).ConfigFile())); err == nil {
+			known = append(known, n)
+		} else {
+			fresh = append(fresh, n)
+		}
 	}
+	if slices.ContainsFunc(fresh, func(n Node) bool { return n.Name == c.servers()[0].Name }) {
+		return c, unfinished(name)
+	}
+	done := s.Step(fmt.Sprintf("Starting %s (%s)", plural(len(c.Nodes), "node"), strings.Join(texts(c.Ranges), ", ")))
 	err = c.raise(ctx)
 	if err == nil {
 		err = together(
 			func() error { return s.open(ctx, c) },
-			func() error { return s.each(c.Nodes, func(n Node) error { return s.wake(c, n) }) })
+			func() error { return s.each(known, func(n Node) error { return s.wake(c, n) }) })
 	}
 	if err == nil {
-		err = s.answers(ctx, c, s.gate(c))
+		err = s.answers(ctx, c, s.gate(c), patience)
+	}
+	if err == nil {
+		err = s.each(fresh, func(n Node) error {
+			if err := s.prepare(ctx, c, n); err != nil {
+				return err
+			}
+			return s.enlist(ctx, c, n)
+		})
 	}
 	done(err)
 	if err != nil {

@@ -4,18 +4,21 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"io/fs"
 	"net/http"
 	"os"
 	"path"
 	"path/filepath"
 	"strconv"
+	"strings"
+
+	v1 "github.com/google/go-containerregistry/pkg/v1"
 )
 
 // Uploads are layers on their way into a registry, a file for each, where the library would
 // hold them in memory. What was never finished goes when the registry starts.
 type uploads struct {
 	dir    string
+	blobs  string // where the library keeps those that are whole
 	within http.Handler
 }
 
@@ -42,55 +45,88 @@ func (u uploads) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
-// more adds a part to an upload. One that does not begin where the last one ended is
-// refused, and so is one that breaks off: what it brought is forgotten.
+// more adds a part to an upload.
 func (u uploads) more(w http.ResponseWriter, r *http.Request, file string) {
+	size, ok := u.add(w, r, file)
+	if !ok {
+		return
+	}
+	w.Header().Set("Location", r.URL.Path)
+	w.Header().Set("Range", fmt.Sprintf("0-%d", max(size-1, 0)))
+	w.WriteHeader(http.StatusAccepted)
+}
+
+// add writes what a request brings to the end of a file, and says how long that is now. A
+// part that does not begin where the last one ended is refused, and so is one that breaks
+// off: what it brought is forgotten.
+func (u uploads) add(w http.ResponseWriter, r *http.Request, file string) (size int64, ok bool) {
 	f, err := os.OpenFile(file, os.O_CREATE|os.O_WRONLY, 0o600)
 	if err != nil {
 		http.Error(w, err.Error(), http.StatusInternalServerError)
-		return
+		return 0, false
 	}
 	defer f.Close()
-	size, err := f.Seek(0, io.SeekEnd)
-	if err != nil {
+	if size, err = f.Seek(0, io.SeekEnd); err != nil {
 		http.Error(w, err.Error(), http.StatusInternalServerError)
-		return
+		return 0, false
 	}
 	if given := r.Header.Get("Content-Range"); given != "" {
 		var from, to int64
 		if _, err := fmt.Sscanf(given, "%d-%d", &from, &to); err != nil || from != size {
 			w.Header().Set("Range", fmt.Sprintf("0-%d", max(size-1, 0)))
 			http.Error(w, fmt.Sprintf("Content-Range: %q does not begin at %d, where this upload ends", given, size), http.StatusRequestedRangeNotSatisfiable)
-			return
+			return 0, false
 		}
 	}
 	n, err := io.Copy(f, r.Body)
 	if err != nil {
 		http.Error(w, errors.Join(err, f.Truncate(size)).Error(), http.StatusBadRequest)
-		return
+		return 0, false
 	}
-	w.Header().Set("Location", r.URL.Path)
-	w.Header().Set("Range", fmt.Sprintf("0-%d", max(size+n-1, 0)))
-	w.WriteHeader(http.StatusAccepted)
+	return size + n, true
 }
 
-// last hands an upload over, with the part that this request brings.
+// last makes a blob of an upload and of the part that this request brings, if it is what it
+// is said to be. The library would let all others wait meanwhile.
 func (u uploads) last(w http.ResponseWriter, r *http.Request, file string) {
-	f, err := os.Open(file)
-	if errors.Is(err, fs.ErrNotExist) { // all of it comes now
-		u.within.ServeHTTP(w, r)
+	want, err := v1.NewHash(r.URL.Query().Get("digest"))
+	if err != nil {
+		http.Error(w, "digest: "+err.Error(), http.StatusBadRequest)
 		return
 	}
-	if err != nil {
-		http.Error(w, err.Error(), http.StatusInternalServerError)
+	if _, ok := u.add(w, r, file); !ok {
 		return
+	}
+	switch err := u.keep(file, want); {
+	case errors.Is(err, errOther):
+		_ = os.Remove(file)
+		http.Error(w, err.Error(), http.StatusBadRequest)
+	case err != nil:
+		http.Error(w, err.Error(), http.StatusInternalServerError)
+	default:
+		repo, _, _ := strings.Cut(r.URL.Path, "/blobs/uploads/")
+		w.Header().Set("Location", repo+"/blobs/"+want.String())
+		w.Header().Set("Docker-Content-Digest", want.String())
+		w.WriteHeader(http.StatusCreated)
+	}
+}
+
+var errOther = errors.New("digest: what came is not what it is said to be")
+
+// keep puts a file where the library looks for the blob of that digest.
+func (u uploads) keep(file string, want v1.Hash) error {
+	f, err := os.Open(file)
+	if err != nil {
+		return err
 	}
 	defer f.Close()
-	r.Body = io.NopCloser(io.MultiReader(f, r.Body))
-	r.ContentLength = -1 // its digest tells whether it is whole
-	answer := &verdict{ResponseWriter: w}
-	u.within.ServeHTTP(answer, r)
-	if answer.code == http.StatusCreated {
-		_ = os.Remove(file)
+	is, _, err := v1.SHA256(f)
+	if err != nil {
+		return err
 	}
+	if is != want {
+		return errOther
+	}
+	dir := filepath.Join(u.blobs, want.Algorithm)
+	return errors.Join(f.Sync(), os.MkdirAll(dir, 0o700), os.Rename(file, filepath.Join(dir, want.Hex)))
 }

@@ -10,6 +10,8 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 const cgroupRoot = "/sys/fs/cgroup"
@@ -188,6 +190,17 @@ func (g Groups) Processes(name string) []int {
 		})
 	}
 	return out
+}
+
+// End kills what runs in a group and in those below it, and removes them.
+func (g Groups) End(name string) error {
+	var errs []error
+	for _, pid := range g.Processes(name) {
+		if err := unix.Kill(pid, unix.SIGKILL); err != nil && !errors.Is(err, unix.ESRCH) {
+			errs = append(errs, fmt.Errorf("kill process %d: %w", pid, err))
+		}
+	}
+	return errors.Join(append(errs, g.Remove(name))...)
 }
 
 // Remove takes away a group and those in it, from every hierarchy. The kernel may

@@ -243,7 +243,7 @@ func testQuota(t *testing.T, disk string) {
 			if err := errors.Join(unix.Syncfs(int(root.Fd())), unix.Statfs(disk+"/storage/v", &st)); err != nil {
 				t.Fatal(err)
 			}
-			got := fmt.Sprintf("%d of %d MiB", (int64(st.Blocks)-int64(st.Bfree))*st.Bsize>>20, int64(st.Blocks)*st.Bsize>>20)
+			got := fmt.Sprintf("%d of %d MiB", (int64(st.Blocks)-int64(st.Bfree))*int64(st.Bsize)>>20, int64(st.Blocks)*int64(st.Bsize)>>20)
 			if got == want {
 				return
 			}

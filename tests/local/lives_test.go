@@ -53,6 +53,7 @@ func TestSeveralControlPlanes(t *testing.T) {
 
 	// etcd counts with one that was removed no more, and with one that was added.
 	c.kill("ha-control-plane")
+	s.refused(1, "", []string{"cluster", "node", "add", "--name", "ha", "--role", "control-plane"}, "ha-control-plane is off", "podo cluster node remove --name ha ha-control-plane")
 	began := time.Now()
 	s.run("cluster", "node", "remove", "--name", "ha", "ha-control-plane")
 	if took := time.Since(began); took > 30*time.Second {
@@ -66,6 +67,9 @@ func TestSeveralControlPlanes(t *testing.T) {
 	s.run("cluster", "start", "--name", "ha")
 	c.within(60*time.Second, "all nodes Ready without the first", c.allReady)
 	out := c.exec("ha-control-plane2", "podo", "etcd", "member-list")
+	if names := s.run("cluster", "get", "nodes", "--name", "ha", "-o", "name"); names != "ha-control-plane2\nha-control-plane3\nha-worker\nha-worker2\nha-control-plane4" {
+		t.Errorf("names: %q", names)
+	}
 	if strings.Count(out, "follower")+strings.Count(out, "leader") != 3 || strings.Contains(out, "away") {
 		t.Errorf("members:\n%s", out)
 	}
@@ -74,10 +78,66 @@ func TestSeveralControlPlanes(t *testing.T) {
 	}
 }
 
+// TestUnfinished: a start brings to a cluster the nodes that a create which was killed did
+// not come to; and a node whose lock somebody removed is not started twice.
+func TestUnfinished(t *testing.T) {
+	s := begin(t)
+	making := exec.Command(s.podo, "cluster", "create", "--name", "cut", "--config", "-")
+	making.Env = append(os.Environ(), "KUBECONFIG="+s.kubeconfig)
+	making.Stdin = strings.NewReader(head + "nodes: [{role: control-plane}, {role: worker}, {role: control-plane}]\n")
+	if err := making.Start(); err != nil {
+		t.Fatal(err)
+	}
+	s.within(60*time.Second, "a first node", func() error {
+		_, err := os.Stat("/var/lib/podo-clusters/cut/nodes/cut-control-plane/root/var/lib/podo/server/token")
+		return err
+	})
+	if err := making.Process.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	_ = making.Wait()
+	s.run("cluster", "start", "--name", "cut")
+	s.run("cluster", "export", "kubeconfig", "--name", "cut")
+	c := &cluster{scene: s, name: "cut"}
+	c.connect()
+	if nodes := c.nodes(); len(nodes) != 3 {
+		t.Errorf("%d nodes, want 3: %v", len(nodes), c.members())
+	}
+	if out := c.exec("cut-control-plane", "podo", "etcd", "member-list"); strings.Count(out, "follower")+strings.Count(out, "leader") != 2 {
+		t.Errorf("members:\n%s", out)
+	}
+	if err := os.Remove("/var/lib/podo-clusters/cut/nodes/cut-worker/pid"); err != nil {
+		t.Fatal(err)
+	}
+	s.refused(1, "", []string{"cluster", "start", "--name", "cut"}, "cut-worker runs", "podo cluster stop --name cut")
+	s.run("cluster", "stop", "--name", "cut")
+	s.run("cluster", "start", "--name", "cut")
+	c.within(60*time.Second, "all nodes Ready", c.allReady)
+
+	// The process that listens for it is missed, and brought back by what needs it.
+	c.end("ports")
+	if list := s.run("cluster", "list"); !strings.Contains(list, "does not listen for it") {
+		t.Errorf("list:\n%s", list)
+	}
+	s.run("cluster", "node", "remove", "--name", "cut", "cut-worker")
+	// Without a quorum nothing is touched.
+	c.kill("cut-control-plane2")
+	s.refused(1, "", []string{"cluster", "node", "add", "--name", "cut"}, "cut-control-plane2", "podo cluster start --name cut")
+	if members := c.members(); len(members) != 2 || !members[0].Running {
+		t.Errorf("nodes: %v", members)
+	}
+}
+
 // kill ends a node's machine at once.
 func (c *cluster) kill(node string) {
 	c.Helper()
-	text, err := os.ReadFile(filepath.Join("/var/lib/podo-clusters", c.name, "nodes", node, "pid"))
+	c.end(filepath.Join("nodes", node, "pid"))
+}
+
+// end ends the process that a file of the cluster names.
+func (c *cluster) end(file string) {
+	c.Helper()
+	text, err := os.ReadFile(filepath.Join("/var/lib/podo-clusters", c.name, file))
 	if err != nil {
 		c.Fatal(err)
 	}
