@@ -9,6 +9,8 @@ import (
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/kubernetes"
 
 	"github.com/podo-dev/podo/pkg/kubeconfig"
@@ -71,6 +73,22 @@ func (s Site) answers(ctx context.Context, c Cluster, n Node, patience time.Dura
 		case <-time.After(50 * time.Millisecond):
 		}
 	}
+}
+
+// agrees reports whether the API can read its datastore, which takes a majority of servers:
+// one that has just lost the others calls itself ready for some seconds more.
+func (s Site) agrees(ctx context.Context, c Cluster) error {
+	client, err := s.client(c)
+	if err != nil {
+		return err
+	}
+	ctx, end := context.WithTimeout(ctx, attention)
+	defer end()
+	_, err = client.CoreV1().Namespaces().Get(ctx, metav1.NamespaceSystem, metav1.GetOptions{})
+	if apierrors.IsNotFound(err) { // it is made a moment after the start
+		return nil
+	}
+	return err
 }
 
 // ready waits until nodes are Ready, and have said so since they were woken.

@@ -144,6 +144,9 @@ func (s Site) attentive(ctx context.Context, c Cluster) error {
 		}
 	}
 	err := s.answers(ctx, c, gate, attention)
+	if err == nil {
+		err = s.agrees(ctx, c)
+	}
 	if off := s.off(c); err != nil && len(off) > 0 {
 		return fmt.Errorf("the control plane of cluster %s does not answer, and of its nodes these are off: %s; start them with: podo cluster start --name %[1]s", c.Name, strings.Join(off, ", "))
 	}
