@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"os"
 	"os/exec"
+	"os/signal"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -94,7 +95,7 @@ func site(c *cli.Context) (local.Site, error) {
 // clusterError gives what can never be its exit code. What breaks because somebody does
 // not wait for it is no news to him.
 func clusterError(c *cli.Context, err error) error {
-	if err != nil && c.Context.Err() != nil {
+	if err != nil && c.Context.Err() != nil && !errors.Is(err, local.ErrInterrupted) {
 		return local.ErrInterrupted
 	}
 	if _, ok := errors.AsType[local.Unfit](err); ok {
@@ -170,15 +171,10 @@ func clusterCreate() *cli.Command {
 		fmt.Fprintf(c.App.ErrWriter, "Creating cluster %q ...\n", name)
 		made, err := s.Create(c.Context, name, f, local.Options{
 			Wait: c.Duration("wait"), Retain: c.Bool("retain"), Registry: c.Bool("registry"), RegistryPort: c.Int("registry-port"),
+			Then: func(made local.Cluster) error { return mergeCluster(c, s, made) },
 		})
 		if err != nil {
 			return err
-		}
-		if err := mergeCluster(c, s, made); err != nil {
-			if c.Bool("retain") {
-				return fmt.Errorf("%w; the cluster runs, and can be added with: podo cluster export kubeconfig --name %s", err, name)
-			}
-			return errors.Join(err, s.Delete(context.WithoutCancel(c.Context), name))
 		}
 		if asJSON {
 			return printJSON(c.App.Writer, s.Nodes(made))
@@ -349,12 +345,11 @@ func clusterStop() *cli.Command {
 		if err != nil {
 			return err
 		}
-		stopped, err := s.Load(nameOf(c, ""))
-		if err != nil {
+		if _, err := s.Load(nameOf(c, "")); err != nil {
 			return err
 		}
 		fmt.Fprintf(c.App.ErrWriter, "Stopping cluster %q ...\n", nameOf(c, ""))
-		err = s.Stop(c.Context, nameOf(c, ""))
+		stopped, err := s.Stop(c.Context, nameOf(c, ""))
 		if err == nil && asJSON {
 			return printJSON(c.App.Writer, s.Nodes(stopped))
 		}
@@ -631,7 +626,9 @@ func clusterPublish() *cli.Command {
 			}
 			tell := os.NewFile(3, "ready")
 			log := slog.New(slog.NewTextHandler(os.Stderr, nil))
-			return s.Publish(c.Context, c.String("name"), func() {
+			changed := make(chan os.Signal, 1)
+			signal.Notify(changed, local.Refers)
+			return s.Publish(c.Context, c.String("name"), changed, func() {
 				_, _ = tell.WriteString("y")
 				tell.Close()
 			}, log)

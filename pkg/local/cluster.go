@@ -88,6 +88,32 @@ type Port struct {
 // Settings are podo's own, by name.
 type Settings map[string]any
 
+// UnmarshalJSON gives lists and mappings the types that they were made with.
+func (s *Settings) UnmarshalJSON(text []byte) error {
+	*s = Settings{}
+	var all map[string]json.RawMessage
+	if err := json.Unmarshal(text, &all); err != nil {
+		return err
+	}
+	for name, value := range all {
+		var list []string
+		var pairs map[string]string
+		var one any
+		switch {
+		case json.Unmarshal(value, &list) == nil && list != nil:
+			(*s)[name] = list
+		case json.Unmarshal(value, &pairs) == nil && pairs != nil:
+			(*s)[name] = pairs
+		default:
+			if err := json.Unmarshal(value, &one); err != nil {
+				return err
+			}
+			(*s)[name] = one
+		}
+	}
+	return nil
+}
+
 // add adds values to a list.
 func (s Settings) add(name string, values ...string) {
 	list, _ := s[name].([]string)

@@ -24,6 +24,8 @@ type Options struct {
 
 	Registry     bool // give the cluster a registry of images
 	RegistryPort int  // of the host's loopback; one that is free if zero
+
+	Then func(Cluster) error // what belongs to a cluster that runs; if that fails, so has all of it
 }
 
 // ErrInterrupted means that somebody did not want to wait.
@@ -41,6 +43,9 @@ func (s Site) Create(ctx context.Context, name string, f File, o Options) (Clust
 	defer release()
 	absent := c.absent()
 	err = s.make(ctx, c, o.Wait)
+	if err == nil && o.Then != nil {
+		err = o.Then(c)
+	}
 	if ctx.Err() != nil {
 		err = ErrInterrupted
 	}

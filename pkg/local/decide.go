@@ -281,8 +281,8 @@ func (s Site) populate(c *Cluster, f File) error {
 	return errors.Join(errs...)
 }
 
-// newNode is one more node, with the name that kind would give it. The address of one that
-// is gone is given away last.
+// newNode is one more node, with the name that kind would give it. Addresses below the
+// highest that are free again are given away last.
 func (s Site) newNode(c Cluster, role Role) (Node, error) {
 	number, has := first, map[int]bool{}
 	for _, n := range c.Nodes {

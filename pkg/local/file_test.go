@@ -189,16 +189,16 @@ func TestPatches(t *testing.T) {
 			of:    "c-worker", want: map[string]any{"kubelet-arg": []string{"config=" + kubeletFile}, "feature-gates": map[string]string{"G": "true"}},
 		},
 		"proxy": {
-			patch: "kind: KubeProxyConfiguration\nmode: iptables\nconntrack: {maxPerCore: 0}\n",
-			of:    "c-worker", want: map[string]any{"kube-proxy-arg": []string{"proxy-mode=iptables", "conntrack-max-per-core=0"}},
+			patch: "kind: KubeProxyConfiguration\nmode: nftables\nconntrack: {maxPerCore: 0}\n",
+			of:    "c-worker", want: map[string]any{"kube-proxy-arg": []string{"proxy-mode=nftables", "conntrack-max-per-core=0"}},
 		},
 		"a flag that is given twice": {
 			patch: "kind: ClusterConfiguration\napiServer: {extraArgs: [{name: tls-sni-cert-key, value: a}, {name: tls-sni-cert-key, value: b}]}\n",
 			of:    "c-control-plane", want: map[string]any{"kube-apiserver-arg": []string{"tls-sni-cert-key=a", "tls-sni-cert-key=b"}},
 		},
 		"several documents": {
-			patch: "---\nkind: ClusterConfiguration\napiServer: {certSANs: [me.example]}\n---\n---\nkind: KubeProxyConfiguration\nmode: iptables\n",
-			of:    "c-control-plane", want: map[string]any{"tls-san": []string{"me.example"}, "kube-proxy-arg": []string{"proxy-mode=iptables"}},
+			patch: "---\nkind: ClusterConfiguration\napiServer: {certSANs: [me.example]}\n---\n---\nkind: KubeProxyConfiguration\nmode: nftables\n",
+			of:    "c-control-plane", want: map[string]any{"tls-san": []string{"me.example"}, "kube-proxy-arg": []string{"proxy-mode=nftables"}},
 		},
 		"files of the node": {
 			patch: "kind: ClusterConfiguration\napiServer:\n  extraArgs: {audit-policy-file: /etc/audit/policy.yaml}\n  extraVolumes: [{name: audit, hostPath: /etc/audit/policy.yaml, mountPath: /etc/audit/policy.yaml, readOnly: true, pathType: File}]\n",
@@ -347,6 +347,25 @@ func TestPromised(t *testing.T) {
 		if err := s.promised(tt.c); (err == nil) != tt.fits {
 			t.Errorf("%s: %v", name, err)
 		}
+	}
+}
+
+// TestSettingsAreKept: a cluster that was saved is what it was, so that nodes which are
+// added later are like those before.
+func TestSettingsAreKept(t *testing.T) {
+	s := Site{Dir: t.TempDir()}
+	if err := os.Mkdir(s.dir("c"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	c := Cluster{Name: "c", Shared: Settings{}, Common: Settings{"feature-gates": map[string]string{"A": "true"}, "disable-kube-proxy": true}, Nodes: []Node{
+		{Name: "c-control-plane", Role: ControlPlane, Settings: Settings{"kubelet-arg": []string{"max-pods=9"}, "node-taint": []string{}, "bind-address": "0.0.0.0"}},
+	}}
+	if err := s.save(c); err != nil {
+		t.Fatal(err)
+	}
+	kept, err := s.Load("c")
+	if err != nil || !reflect.DeepEqual(kept, c) {
+		t.Errorf("got %#v, %v; want %#v", kept, err, c)
 	}
 }
 

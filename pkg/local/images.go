@@ -64,7 +64,7 @@ func (s Site) store(c Cluster, n Node) images.Store {
 // engineWithin is how long the container engine of a new node may take to its start.
 const engineWithin = 30 * time.Second
 
-// stock gives a new node the images that were loaded into the first one.
+// stock gives a new node the images that were loaded into the others.
 func (s Site) stock(ctx context.Context, c Cluster, n Node) error {
 	from := s.gate(c)
 	ctx, cancel := context.WithTimeout(ctx, engineWithin)

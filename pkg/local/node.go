@@ -167,7 +167,7 @@ func (n Node) kubelet() (string, error) {
 }
 
 // configure writes the settings of a node, and the token if it is to join others. That is
-// beside them, so that they can be shown to anybody.
+// beside them, so that they can be shown to anybody. A node that has settings has the rest.
 func (s Site) configure(c Cluster, n Node, token string) error {
 	text, err := yaml.Marshal(map[string]any(c.settings(n, s.gate(c))))
 	if err != nil {
@@ -177,11 +177,14 @@ func (s Site) configure(c Cluster, n Node, token string) error {
 	if err != nil {
 		return err
 	}
+	if err := s.trustRegistries(c, n); err != nil {
+		return err
+	}
 	for _, f := range []struct {
 		path, text string
 		mode       fs.FileMode
 	}{
-		{paths.New(paths.DefaultData).ConfigFile(), string(text), 0o644}, {kubeletFile, kubelet, 0o644}, {tokenFile, token, 0o600},
+		{kubeletFile, kubelet, 0o644}, {tokenFile, token, 0o600}, {paths.New(paths.DefaultData).ConfigFile(), string(text), 0o644},
 	} {
 		if f.text == "" {
 			continue
@@ -190,7 +193,7 @@ func (s Site) configure(c Cluster, n Node, token string) error {
 			return err
 		}
 	}
-	return s.trustRegistries(c, n)
+	return nil
 }
 
 // endpoint is where a server has its API.
@@ -368,8 +371,11 @@ func (s Site) boot(c Cluster, n Node) error {
 	if err != nil {
 		return err
 	}
-	if len(groups.Processes(groupOf(c.Name)+"/"+n.Name)) > 0 {
-		return fmt.Errorf("%s runs, and the file that says so is gone (%s); end it with: podo cluster stop --name %s", n.Name, s.seat(c.Name, n.Name), c.Name)
+	// The others of a machine that was killed end a moment after its first process.
+	for end := time.Now().Add(5 * time.Second); len(groups.Processes(groupOf(c.Name)+"/"+n.Name)) > 0; time.Sleep(50 * time.Millisecond) {
+		if time.Now().After(end) {
+			return fmt.Errorf("%s runs, and the file that says so is gone (%s); end it with: podo cluster stop --name %s", n.Name, s.seat(c.Name, n.Name), c.Name)
+		}
 	}
 	spec, err := s.spec(c, n, groups)
 	if err != nil {

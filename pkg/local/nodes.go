@@ -70,6 +70,9 @@ func (s Site) AddNode(ctx context.Context, name string, f NodeFile, wait time.Du
 	if err == nil {
 		return c, n, nil
 	}
+	if ctx.Err() != nil {
+		err = ErrInterrupted
+	}
 	_, e := s.drop(context.WithoutCancel(ctx), c, n)
 	return c, n, errors.Join(err, e)
 }
@@ -182,41 +185,63 @@ func (s Site) RemoveNode(ctx context.Context, name, node string, force bool) (Cl
 	if err := s.tools(ctx); err != nil {
 		return c, err
 	}
+	away := slices.DeleteFunc(s.off(c), func(off string) bool { return off == node })
+	if n.Role == ControlPlane && len(away) > 0 {
+		return c, fmt.Errorf("control plane %s is off, and etcd lets no other go until it is back or gone: podo cluster start --name %s, or podo cluster node remove --name %[2]s %[1]s", away[0], name)
+	}
+	back := func(error) error { return nil }
 	if !force && s.seat(name, node).pid() != 0 { // of one that is off, the cluster lets go with its node
 		done := s.Step("Moving the pods of " + node)
-		err := s.drain(ctx, c, n)
+		back, err = s.drain(ctx, c, n)
+		if err == nil && ctx.Err() != nil {
+			err = ErrInterrupted
+		}
 		done(err)
 		if err != nil {
-			return c, err
+			return c, errors.Join(err, back(err))
 		}
 	}
 	done := s.Step("Removing " + node)
-	c, err = s.drop(ctx, c, n)
+	c, err = s.drop(context.WithoutCancel(ctx), c, n) // half of it is nobody's wish
 	done(err)
-	return c, err
+	return c, errors.Join(err, back(err))
 }
 
-// drain has kubectl move a node's pods, which respects disruption budgets. A node that
-// they cannot all leave takes pods as before.
-func (s Site) drain(ctx context.Context, c Cluster, n Node) error {
+// drain has kubectl move a node's pods, which respects disruption budgets. Back lets the
+// node take pods as before, if there was an error.
+func (s Site) drain(ctx context.Context, c Cluster, n Node) (back func(error) error, err error) {
+	back = func(error) error { return nil }
 	client, err := s.client(c)
 	if err != nil {
-		return err
+		return back, err
 	}
 	before, err := client.CoreV1().Nodes().Get(ctx, n.Name, metav1.GetOptions{})
 	if apierrors.IsNotFound(err) {
-		return nil // somebody has removed it there already
+		return back, nil // somebody has removed it there already
 	}
 	if err != nil {
+		return back, err
+	}
+	if before.Spec.Unschedulable {
+		return back, s.evict(ctx, c, n)
+	}
+	back = func(failed error) error {
+		if failed == nil {
+			return nil
+		}
+		ctx, end := context.WithTimeout(context.WithoutCancel(ctx), 10*time.Second)
+		defer end()
+		_, err := client.CoreV1().Nodes().Patch(ctx, n.Name, types.MergePatchType, []byte(`{"spec":{"unschedulable":null}}`), metav1.PatchOptions{})
+		if apierrors.IsNotFound(err) {
+			return nil
+		}
 		return err
 	}
-	if err = s.evict(ctx, c, n); err == nil || before.Spec.Unschedulable {
-		return err
+	err = s.evict(ctx, c, n)
+	if ctx.Err() != nil {
+		err = ErrInterrupted
 	}
-	again, end := context.WithTimeout(context.WithoutCancel(ctx), 10*time.Second)
-	defer end()
-	_, e := client.CoreV1().Nodes().Patch(again, n.Name, types.MergePatchType, []byte(`{"spec":{"unschedulable":null}}`), metav1.PatchOptions{})
-	return errors.Join(err, e)
+	return back, err
 }
 
 func (s Site) evict(ctx context.Context, c Cluster, n Node) error {
@@ -271,15 +296,15 @@ func (s Site) drop(ctx context.Context, c Cluster, n Node) (Cluster, error) {
 	if err != nil && !apierrors.IsNotFound(err) {
 		return c, fmt.Errorf("remove node %s from the cluster: %w", n.Name, err)
 	}
-	if err := os.RemoveAll(s.node(c.Name, n.Name, "")); err != nil {
-		return c, err
-	}
 	c.Nodes = slices.DeleteFunc(slices.Clone(c.Nodes), func(o Node) bool { return o.Name == n.Name })
 	c.Gone = append(c.Gone, n.Name)
 	if n.Settings["cluster-init"] != nil {
 		c.servers()[0].Settings["cluster-init"] = true
 	}
-	if err := s.save(c); err != nil {
+	if err := s.save(c); err != nil { // before its files go: without them it is no node that could be started
+		return c, err
+	}
+	if err := os.RemoveAll(s.node(c.Name, n.Name, "")); err != nil {
 		return c, err
 	}
 	if err := s.acquaint(c); err != nil {

@@ -90,7 +90,9 @@ type clusterConfiguration struct {
 	Controllers component `yaml:"controllerManager"`
 	Scheduler   component `yaml:"scheduler"`
 	Etcd        struct {
-		Local component `yaml:"local"`
+		Local struct {
+			Args extraArgs `yaml:"extraArgs"`
+		} `yaml:"local"`
 	} `yaml:"etcd"`
 	Networking struct {
 		Domain string `yaml:"dnsDomain"`
@@ -140,12 +142,13 @@ func (p patches) lay(texts []string, at string) error {
 
 // prefixed puts a place before each of the errors that are joined in err.
 func prefixed(err error, at string) []error {
-	list := []error{err}
-	if joined, ok := err.(interface{ Unwrap() []error }); ok {
-		list = joined.Unwrap()
+	joined, ok := err.(interface{ Unwrap() []error })
+	if !ok {
+		return []error{fmt.Errorf("%s: %w", at, err)}
 	}
-	for i, e := range list {
-		list[i] = fmt.Errorf("%s: %w", at, e)
+	var list []error
+	for _, e := range joined.Unwrap() {
+		list = append(list, prefixed(e, at)...)
 	}
 	return list
 }
@@ -359,6 +362,9 @@ func (p patches) proxy(c proxyConfiguration) error {
 	}
 	if !p.first {
 		return nil // read once
+	}
+	if c.Mode == "none" {
+		return errors.New("mode: none: is none of kube-proxy's; write kubeProxyMode: none below networking")
 	}
 	if err := hasProxy(c.Mode); err != nil {
 		return fmt.Errorf("mode: %w", err)

@@ -10,7 +10,6 @@ import (
 	"net/netip"
 	"os"
 	"os/exec"
-	"os/signal"
 	"strings"
 	"sync"
 	"syscall"
@@ -79,32 +78,29 @@ func placed(err error, port, address string) string {
 // Published reports whether the host listens for a cluster.
 func (s Site) Published(c Cluster) bool { return seat(s.file(c.Name, "ports")).pid() != 0 }
 
-// refers is the signal for the process that listens for a cluster to look which control
+// Refers is the signal for the process that listens for a cluster to look which control
 // planes there are now.
-const refers = syscall.SIGUSR1
+const Refers = syscall.SIGUSR1
 
 // refer tells that process so, or starts it if there is none.
 func (s Site) refer(ctx context.Context, c Cluster) error {
 	pid := seat(s.file(c.Name, "ports")).pid()
-	if pid == 0 {
+	if pid == 0 || errors.Is(syscall.Kill(pid, Refers), syscall.ESRCH) {
 		return s.open(ctx, c)
 	}
-	return syscall.Kill(pid, refers)
+	return nil
 }
 
 // Publish is the life of the process that listens on the host for a cluster: for its API,
-// which any of its servers answers, and for ports of its nodes. It ends with ctx. Ready is
-// called when all ports are open.
-func (s Site) Publish(ctx context.Context, name string, ready func(), log *slog.Logger) error {
+// which any of its servers answers, and for ports of its nodes. It ends with ctx. Refers
+// comes by changed. Ready is called when all ports are open.
+func (s Site) Publish(ctx context.Context, name string, changed <-chan os.Signal, ready func(), log *slog.Logger) error {
 	c, err := s.Load(name)
 	if err != nil {
 		return err
 	}
 	g := lifecycle.NewGroup(log)
 	api := balancer.New(balancer.Options{Listen: c.API, First: c.endpoints(), Log: log})
-	changed := make(chan os.Signal, 1)
-	signal.Notify(changed, refers)
-	defer signal.Stop(changed)
 	go func() {
 		for {
 			select {

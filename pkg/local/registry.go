@@ -245,7 +245,7 @@ func (s Site) announce(ctx context.Context, c Cluster) error {
 	for {
 		_, err := client.CoreV1().ConfigMaps(metav1.NamespacePublic).Create(ctx, note, metav1.CreateOptions{})
 		switch {
-		case err == nil:
+		case err == nil, apierrors.IsAlreadyExists(err):
 			return nil
 		case !apierrors.IsNotFound(err): // the namespace is made a moment after the API is ready
 			return fmt.Errorf("announce the registry: %w", err)

@@ -2,7 +2,9 @@ package local
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"slices"
 	"strings"
@@ -14,17 +16,18 @@ import (
 )
 
 // Stop turns a cluster off. Its state stays, and Start brings it back.
-func (s Site) Stop(ctx context.Context, name string) error {
+func (s Site) Stop(ctx context.Context, name string) (Cluster, error) {
 	release, err := hold(ctx, s.dir(name))
 	if err != nil {
-		return err
+		return Cluster{}, err
 	}
 	defer release()
-	if _, err := s.Load(name); err != nil {
-		return err
+	c, err := s.Load(name)
+	if err != nil {
+		return c, err
 	}
 	if err := s.tools(ctx); err != nil {
-		return err
+		return c, err
 	}
 	done := s.Step("Stopping its nodes")
 	err = s.down(ctx, name, unix.SIGTERM)
@@ -32,7 +35,7 @@ func (s Site) Stop(ctx context.Context, name string) error {
 		err = fell(ctx, name)
 	}
 	done(err)
-	return err
+	return c, err
 }
 
 // Start brings back a cluster that was stopped, or that a reboot of this machine ended,
@@ -59,10 +62,13 @@ func (s Site) Start(ctx context.Context, name string, wait time.Duration) (Clust
 		if s.seat(c.Name, n.Name).pid() == 0 {
 			woken[n.Name] = time.Now()
 		}
-		if _, err := os.Stat(s.on(c.Name, n.Name, paths.New(paths.DefaultData).ConfigFile())); err == nil {
+		switch _, err := os.Stat(s.on(c.Name, n.Name, paths.New(paths.DefaultData).ConfigFile())); {
+		case err == nil:
 			known = append(known, n)
-		} else {
+		case errors.Is(err, fs.ErrNotExist):
 			fresh = append(fresh, n)
+		default:
+			return c, err
 		}
 	}
 	if slices.ContainsFunc(fresh, func(n Node) bool { return n.Name == c.servers()[0].Name }) {
@@ -83,8 +89,14 @@ func (s Site) Start(ctx context.Context, name string, wait time.Duration) (Clust
 			if err := s.prepare(ctx, c, n); err != nil {
 				return err
 			}
-			return s.enlist(ctx, c, n)
+			if err := s.enlist(ctx, c, n); err != nil {
+				return err
+			}
+			return s.stock(ctx, c, n)
 		})
+	}
+	if err == nil && len(fresh) > 0 {
+		err = s.announce(ctx, c)
 	}
 	done(err)
 	if err != nil {

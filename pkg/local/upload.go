@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"net/http"
 	"os"
 	"path"
@@ -80,7 +81,11 @@ func (u uploads) add(w http.ResponseWriter, r *http.Request, file string) (size 
 	}
 	n, err := io.Copy(f, r.Body)
 	if err != nil {
-		http.Error(w, errors.Join(err, f.Truncate(size)).Error(), http.StatusBadRequest)
+		code := http.StatusBadRequest
+		if _, ours := errors.AsType[*fs.PathError](err); ours { // the file, and not the one who sends
+			code = http.StatusInternalServerError
+		}
+		http.Error(w, errors.Join(err, f.Truncate(size)).Error(), code)
 		return 0, false
 	}
 	return size + n, true
@@ -128,5 +133,8 @@ func (u uploads) keep(file string, want v1.Hash) error {
 		return errOther
 	}
 	dir := filepath.Join(u.blobs, want.Algorithm)
-	return errors.Join(f.Sync(), os.MkdirAll(dir, 0o700), os.Rename(file, filepath.Join(dir, want.Hex)))
+	if err := errors.Join(f.Sync(), os.MkdirAll(dir, 0o700)); err != nil {
+		return err
+	}
+	return os.Rename(file, filepath.Join(dir, want.Hex))
 }

@@ -148,6 +148,13 @@ func (c *cluster) end(file string) {
 	if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
 		c.Fatal(err)
 	}
+	c.within(10*time.Second, "it has ended", func() error {
+		text, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+		if err != nil || strings.Contains(string(text), ") Z ") {
+			return nil
+		}
+		return errors.New("it runs")
+	})
 }
 
 func (c *cluster) allReady() error {
