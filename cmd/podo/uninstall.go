@@ -95,6 +95,7 @@ Examples:
 				}
 				if err != nil {
 					fmt.Fprintf(c.App.ErrWriter, "podo: uninstall: %v\n", err)
+					break // what they share is needed to try again
 				}
 			}
 			return verifyGone(c, all)
@@ -115,10 +116,12 @@ func everywhere(c *cli.Context, o reset.Options) ([]reset.Options, error) {
 			continue
 		}
 		if c.IsSet("data-dir") {
-			fmt.Fprintf(c.App.ErrWriter, "podo: there is data of podo in %[1]s, too, which is left alone; to remove it: podo uninstall --data-dir %[1]s\n", dir)
+			fmt.Fprintf(c.App.ErrWriter, "podo: there is data of podo in %[1]s, too, which is left alone, with programs and settings; to remove it: podo uninstall --data-dir %[1]s\n", dir)
+			all[0].Others = true
 			continue
 		}
 		o.Paths = paths.New(dir)
+		all[len(all)-1].Others = true
 		all = append(all, o)
 	}
 	return all, nil

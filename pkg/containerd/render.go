@@ -40,6 +40,7 @@ func Render(p plan.Containerd) []byte {
 	say("[plugins.'io.containerd.cri.v1.images']")
 	say("  snapshotter = %q", p.Snapshotter)
 	say("  image_pull_with_sync_fs = true") // a layer half on disk at a power cut stays broken for good
+	say("  use_local_image_pull = true")    // the transfer service takes config_path for one folder
 	say("  [plugins.'io.containerd.cri.v1.images'.pinned_images]")
 	say("    sandbox = %q", p.PauseImage)
 	say("  [plugins.'io.containerd.cri.v1.images'.registry]")

@@ -22,9 +22,9 @@ var ErrForeign = errors.New("is not podo's data directory")
 // a data directory; where a pattern follows, only what it matches.
 func entries() map[string]string {
 	return map[string]string{
-		"layout": "", "lock": "", "kubernetes": "", "outside": "", "reserve": "", "storage": "",
+		"layout": "", "lock": "", "datastore": "", "kubernetes": "", "outside": "", "reserve": "", "storage": "",
 		"bin":    `^(current|[0-9a-f]{64})(\.partial)?$`,
-		"server": `^(agent-token|charts|datastore|db|db\.kind|etcd-members\.json|kubeconfig|manifests|manifests\.agreed|shape\.json|static|tls|token|tokens\.agreed)$`,
+		"server": `^(agent-token|charts|db|db\.kind|etcd-members\.json|kubeconfig|manifests|manifests\.agreed|shape\.json|static|tls|token|tokens\.agreed)$`,
 		"agent":  `^(cni|containerd|identity\.key|images|images\.imported|kubeconfig|membership\.json|node-name|offline|pod-manifests|registry\.d|servers\.json|tls)$`,
 	}
 }

@@ -22,18 +22,21 @@ const (
 // system can.
 func (c *Claim) Reserve() error {
 	path := c.paths.Reserve()
-	if _, err := os.Lstat(path); err == nil || !errors.Is(err, fs.ErrNotExist) {
-		return err
+	if info, err := os.Lstat(path); err == nil && info.Size() >= reserve {
+		return nil
 	}
 	if free, err := free(c.paths.Data); err != nil || free < plenty {
 		return err
 	}
-	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE, 0o600)
 	if err != nil {
 		return err
 	}
-	err = errors.Join(unix.Fallocate(int(f.Fd()), 0, 0, reserve), f.Close())
-	if err == nil {
+	err = unix.EINTR
+	for errors.Is(err, unix.EINTR) {
+		err = unix.Fallocate(int(f.Fd()), 0, 0, reserve)
+	}
+	if err = errors.Join(err, f.Close()); err == nil {
 		return nil
 	}
 	if err = errors.Join(err, os.Remove(path)); errors.Is(err, unix.EOPNOTSUPP) {

@@ -150,8 +150,10 @@ func hosts(nodes []*corev1.Node) string {
 	var text strings.Builder
 	for _, n := range nodes {
 		for _, a := range n.Status.Addresses {
-			if _, err := netip.ParseAddr(a.Address); err == nil && a.Type == corev1.NodeInternalIP {
-				fmt.Fprintf(&text, "%s %s\n", a.Address, n.Name)
+			// A node says itself what its addresses are, and a zone may be any text.
+			ip, err := netip.ParseAddr(a.Address)
+			if err == nil && ip.Zone() == "" && a.Type == corev1.NodeInternalIP {
+				fmt.Fprintf(&text, "%s %s\n", ip, n.Name)
 			}
 		}
 	}

@@ -32,7 +32,7 @@ func TestHosts(t *testing.T) {
 		node("two", "InternalIP=10.0.0.2", "InternalIP=fd00::2", "Hostname=two"),
 		node("fresh"),
 		node("one", "ExternalIP=203.0.113.1", "InternalIP=10.0.0.1"),
-		node("odd", "InternalIP=10.0.0.3 kubernetes.default.svc"),
+		node("odd", "InternalIP=10.0.0.3 kubernetes.default.svc", "InternalIP=fe80::1%x kubernetes.default.svc", "InternalIP=fe80::1%x\n10.0.0.66 web"),
 	})
 	if want := "10.0.0.1 one\n10.0.0.2 two\nfd00::2 two\n"; got != want {
 		t.Errorf("hosts are\n%s\nwant\n%s", got, want)

@@ -125,7 +125,7 @@ func (p Paths) DatastoreKind() string { return p.DB() + ".kind" }
 
 // DatastoreNote says the same, for a server that loses what lies beside its datastore
 // together with it.
-func (p Paths) DatastoreNote() string { return filepath.Join(p.Data, "server", "datastore") }
+func (p Paths) DatastoreNote() string { return filepath.Join(p.Data, "datastore") }
 
 // EtcdMembers is the list of etcd's members that a server knows which runs none.
 func (p Paths) EtcdMembers() string { return filepath.Join(p.Data, "server", "etcd-members.json") }

@@ -137,7 +137,7 @@ func danglingLinks(dir string) []string {
 // ownFolders are the folders that uninstalling removes with all they hold.
 func (m *machine) ownFolders() []string {
 	var out []string
-	if !m.KeepData {
+	if !m.KeepData && !m.Others {
 		out = append(out, m.Paths.Etc)
 	}
 	out = append(out, m.Paths.Run)
@@ -177,6 +177,9 @@ func (m *machine) binFolders() []string {
 // programs are the installed podo, the links to it that carry other names, and the
 // scripts that call it by the names of old habits.
 func (m *machine) programs() []string {
+	if m.Others {
+		return nil
+	}
 	exe := resolved(m.Executable)
 	var out []string
 	for _, dir := range m.binFolders() {

@@ -29,6 +29,9 @@ type Options struct {
 
 	// KeepData leaves the data directory and the configuration where they are.
 	KeepData bool
+	// Others means that there is data of podo elsewhere on this machine, with which it is
+	// to be removed later: what both share stays until then.
+	Others bool
 	// Purge removes the volumes of claims as well, which are people's.
 	Purge bool
 	// Executable is the running podo. It is removed if it was installed, that is if

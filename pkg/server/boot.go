@@ -213,7 +213,13 @@ func deployer(p plan.Server, d Deps) lifecycle.Component {
 	return lifecycle.Func(c.Name(), func(ctx context.Context, ready func()) error {
 		ctx, end := context.WithCancel(ctx)
 		named := make(chan error, 1)
-		go func() { named <- dns.Names(ctx, client(p, d.Gate), d.Log) }()
+		go func() {
+			err := dns.Names(ctx, client(p, d.Gate), d.Log)
+			if err != nil {
+				end() // so that it is told now, and tried again
+			}
+			named <- err
+		}()
 		err := c.Run(ctx, ready)
 		end()
 		return errors.Join(err, <-named)

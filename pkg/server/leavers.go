@@ -18,7 +18,7 @@ import (
 // How long etcd keeps the member of a server whose node was deleted: it goes once it has been
 // silent for a while, which a start of podo is not, and stays if it goes on answering.
 const (
-	silence  = time.Minute
+	silence  = 2 * time.Minute
 	lookOut  = 10 * time.Minute
 	lookOver = 5 * time.Second
 )
@@ -28,6 +28,7 @@ const (
 // the one that held it may be the one that left. Who is late finds the member gone.
 type leavers struct {
 	admin func() (*etcd.Admin, error)
+	taken func(address string) bool // some node stands there
 	log   *slog.Logger
 
 	mu   sync.Mutex
@@ -41,8 +42,8 @@ type leaver struct {
 	silent    map[string]time.Time // members that do not answer, by ID, since when
 }
 
-func newLeavers(admin func() (*etcd.Admin, error), log *slog.Logger) *leavers {
-	return &leavers{admin: admin, log: log.With("component", "supervisor"), gone: map[string]*leaver{}}
+func newLeavers(admin func() (*etcd.Admin, error), taken func(address string) bool, log *slog.Logger) *leavers {
+	return &leavers{admin: admin, taken: taken, log: log.With("component", "supervisor"), gone: map[string]*leaver{}}
 }
 
 // hear follows which nodes there are.
@@ -111,6 +112,7 @@ func (l *leavers) settle(ctx context.Context) {
 	members, err := admin.Members(ctx)
 	if err != nil {
 		l.log.Debug("etcd members of deleted nodes not looked at", "err", err)
+		l.forgive()
 		return
 	}
 	for _, m := range l.due(members, time.Now()) {
@@ -119,6 +121,15 @@ func (l *leavers) settle(ctx context.Context) {
 			continue
 		}
 		l.log.Info("etcd member removed: its node was deleted, and it does not answer", "node", m.Node, "member", m.Name)
+	}
+}
+
+// forgive begins anew to count how long members are silent: nobody has listened.
+func (l *leavers) forgive() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, v := range l.gone {
+		clear(v.silent)
 	}
 }
 
@@ -132,6 +143,9 @@ func (l *leavers) due(members []etcd.Member, now time.Time) (out []etcd.Member) 
 		for _, m := range members {
 			if m.Client == "" || m.Node != node || !v.at(m) {
 				continue // one that has not started yet joins just now
+			}
+			if l.taken(peerAddress(m)) {
+				continue // its node has another name by now
 			}
 			found = true
 			if m.Answered {
@@ -156,7 +170,13 @@ func (l *leavers) due(members []etcd.Member, now time.Time) (out []etcd.Member) 
 
 // at reports whether a member is where the node was: a server without a node may have the
 // name of another machine's.
-func (v *leaver) at(m etcd.Member) bool {
+func (v *leaver) at(m etcd.Member) bool { return slices.Contains(v.addresses, peerAddress(m)) }
+
+// peerAddress is where other members reach one, and empty if it has no such address.
+func peerAddress(m etcd.Member) string {
 	peer, err := netip.ParseAddrPort(strings.TrimPrefix(m.Peer, "https://"))
-	return err == nil && slices.Contains(v.addresses, peer.Addr().String())
+	if err != nil {
+		return ""
+	}
+	return peer.Addr().String()
 }

@@ -62,6 +62,10 @@ func TestLeavers(t *testing.T) {
 			{at: silence, members: []etcd.Member{one, two(away)}, back: true},
 			{at: 2 * silence, members: []etcd.Member{one, two(away)}},
 		},
+		"has another name": {
+			{members: []etcd.Member{one, two(away)}},
+			{at: 2 * silence, members: []etcd.Member{one, two(away)}},
+		},
 		"joins anew": {
 			{members: []etcd.Member{one, started}},
 			{at: 2 * silence, members: []etcd.Member{one, started}},
@@ -77,7 +81,7 @@ func TestLeavers(t *testing.T) {
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
-			l, began := newLeavers(nil, slog.New(slog.DiscardHandler)), time.Now()
+			l, began := newLeavers(nil, func(address string) bool { return name == "has another name" && address == "10.0.0.2" }, slog.New(slog.DiscardHandler)), time.Now()
 			node := &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "two"}, Status: corev1.NodeStatus{Addresses: []corev1.NodeAddress{
 				{Type: corev1.NodeHostName, Address: "two"}, {Type: corev1.NodeInternalIP, Address: "10.0.0.2"},
 			}}}

@@ -101,7 +101,7 @@ func (s *supervisor) component() lifecycle.Component {
 		factory := informers.NewSharedInformerFactoryWithOptions(client, 0, informers.WithTransform(addressesOnly))
 		lister := factory.Core().V1().Nodes().Lister()
 		if store, ok := s.store.(members); ok {
-			l := newLeavers(store.Admin, s.log)
+			l := newLeavers(store.Admin, func(address string) bool { return stands(lister, address) }, s.log)
 			if _, err := factory.Core().V1().Nodes().Informer().AddEventHandler(l.hear()); err != nil {
 				return err
 			}
@@ -433,4 +433,12 @@ func (s *supervisor) place(n *corev1.Node) tunnel.Place {
 func contains(cidr string, ip netip.Addr) bool {
 	p, err := netip.ParsePrefix(cidr)
 	return err == nil && p.Contains(ip)
+}
+
+// stands reports whether some node has an address.
+func stands(nodes corelisters.NodeLister, address string) bool {
+	all, err := nodes.List(labels.Everything())
+	return err == nil && slices.ContainsFunc(all, func(n *corev1.Node) bool {
+		return slices.ContainsFunc(n.Status.Addresses, func(a corev1.NodeAddress) bool { return a.Address == address })
+	})
 }

@@ -29,7 +29,7 @@ func TestRefused(t *testing.T) {
 		"no such image":      {2, head + "nodes: [{image: /nowhere/podo}]\n", []string{"nodes[0].image", "/nowhere/podo"}},
 		"an image of kind":   {2, head + "nodes: [{image: \"kindest/node:v1.31.0\"}]\n", []string{"nodes are no images here"}},
 		"no such API":        {2, head + "runtimeConfig: {api/foo: \"true\"}\n", []string{"podo refuses what the file asks for", "runtime-config: unknown api groups api/foo"}},
-		"neither yes nor no": {2, head + "runtimeConfig: {api/all: \"maybe\"}\n", []string{"podo refuses what the file asks for", "runtime-config", "api/all=maybe", "give true or false"}},
+		"neither yes nor no": {2, head + "runtimeConfig: {api/all: \"maybe\"}\n", []string{"podo refuses what the file asks for", "runtime-config", "api/all=maybe", "=true or =false"}},
 		"no such gate":       {2, head + "featureGates: {NoSuchGate: true}\n", []string{"podo refuses what the file asks for", "NoSuchGate is not a feature gate"}},
 		"a flag of no part":  {2, head + "nodes: [{kubeadmConfigPatches: [\"kind: ClusterConfiguration\\nscheduler: {extraArgs: {no-such-flag: x}}\"]}]\n", []string{"no-such-flag"}},
 	} {

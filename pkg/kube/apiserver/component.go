@@ -82,7 +82,7 @@ func New(p plan.APIServer, hooks Hooks, g *gate.Gate, log *slog.Logger) (*Server
 		return nil, fmt.Errorf("kube-apiserver-arg: runtime-config: %w", errors.Join(errs...))
 	}
 	if _, err := resourceconfig.MergeAPIResourceConfigs(controlplane.DefaultAPIResourceConfigSource(), o.APIEnablement.RuntimeConfig, legacyscheme.Scheme); err != nil {
-		return nil, fmt.Errorf("kube-apiserver-arg: runtime-config: %w; give true or false", err)
+		return nil, fmt.Errorf("kube-apiserver-arg: runtime-config: %w; give GROUP/VERSION=true or =false, of one that there is", err)
 	}
 	return &Server{plan: p, options: o, hooks: hooks, gate: g, log: log}, nil
 }

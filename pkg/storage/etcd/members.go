@@ -81,6 +81,7 @@ func (a *Admin) Members(ctx context.Context) ([]Member, error) {
 			st, err := a.status(ctx, m.ClientURLs)
 			if err != nil {
 				out[i].Err = err.Error()
+				out[i].Answered = a.store.answers(ctx, m.PeerURLs) // that way it may be well to others
 				return
 			}
 			out[i].Answered, out[i].Leader, out[i].Bytes = true, st.Leader == m.ID, st.DbSize
