@@ -161,10 +161,11 @@ func survivesStop(t *testing.T) {
 	w.kubectl("scale", "deployment/web", "--replicas=3") // and it is obeyed again
 	w.rolledOut("deployment/web")
 
-	// CoreDNS looks for the API less and less often while that is away. It remembers
-	// what it did not find, too, so that each try needs a name of its own.
+	// CoreDNS looks for the API less and less often while that is away, in the end every 30
+	// to 60 s (client-go's back-off). It remembers what it did not find, too, so that each
+	// try needs a name of its own.
 	n := 0
-	w.within(60*time.Second, "DNS knows a service that came later", func() error {
+	w.within(90*time.Second, "DNS knows a service that came later", func() error {
 		n++
 		name := fmt.Sprintf("later-%d", n)
 		w.kubectl("expose", "deployment/web", "--name="+name, "--port=80", "--target-port=8080")
