@@ -59,6 +59,9 @@ func (c *Claim) KeepDatastore() error {
 		return err
 	}
 	for _, file := range []string{c.paths.DatastoreKind(), c.paths.DatastoreNote()} {
+		if err := atomicfile.EnsureDir(filepath.Dir(file), 0o700); err != nil { // it may have been lost with the rest
+			return err
+		}
 		if _, err := atomicfile.WriteIfChanged(file, []byte(kind+"\n"), 0o600); err != nil {
 			return err
 		}

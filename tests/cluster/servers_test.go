@@ -312,7 +312,7 @@ func TestDeletedServerLeavesEtcd(t *testing.T) {
 	one, two, three := servers[0], servers[1], servers[2]
 	three.down()
 	s.kubectl(one.Host, "delete", "node", "three", "two")
-	s.within(2*time.Minute, "three out of etcd", func() error {
+	s.within(4*time.Minute, "three out of etcd", func() error {
 		out, err := one.Run("podo", "etcd", "member-list")
 		if err != nil || strings.Contains(out, "three-") {
 			return fmt.Errorf("%v: %s", err, out)
