@@ -152,7 +152,8 @@ const remembered = 8
 func (b *Balancer) resort(former []string) {
 	var kept []string
 	for _, addr := range former {
-		if s := b.find(addr); len(kept) < remembered && (s == nil || !s.listed) && !slices.Contains(kept, addr) {
+		s := b.find(addr)
+		if len(kept) < remembered && (s == nil || !s.listed) && !slices.Contains(kept, addr) && !slices.Contains(b.first, addr) {
 			kept = append(kept, addr)
 		}
 	}
