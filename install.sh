@@ -356,14 +356,15 @@ wait_turn() {
 		if [ -z "$holder" ]; then # it has just ended, or there can be no lock
 			[ "$turns" -lt 5 ] || fail "could not write $lock; nothing was changed"
 		elif ! as_root test -d "/proc/$holder"; then
-			# Only one of those who find that may take it away.
-			as_root mv "$lock" "$lock.$$" 2>/dev/null || continue
-			if [ "$(readlink "$lock.$$")" = "$holder" ]; then
-				as_root rm -f "$lock.$$"
-			else
-				as_root mv "$lock.$$" "$lock" # it was somebody's fresh one
+			# Only one of those who find that takes it away; another's fresh one goes back.
+			[ "$turns" -lt 300 ] || fail "could not remove $lock; nothing was changed"
+			if as_root mv "$lock" "$lock.$$" 2>/dev/null; then
+				if [ "$(readlink "$lock.$$")" = "$holder" ]; then
+					as_root rm -f "$lock.$$"
+				else
+					as_root mv "$lock.$$" "$lock"
+				fi
 			fi
-			continue
 		elif [ "$turns" -ge 300 ]; then
 			fail "another install.sh (process $holder) is still at work; nothing was changed"
 		elif [ "$turns" -eq 0 ]; then
