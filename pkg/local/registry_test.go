@@ -1,7 +1,6 @@
 package local
 
 import (
-	"bytes"
 	"crypto/sha256"
 	"encoding/hex"
 	"fmt"
@@ -20,6 +19,28 @@ func digestOf(text string) string {
 	return "sha256:" + hex.EncodeToString(sum[:])
 }
 
+// ask sends a request with one header, and returns what comes back.
+func ask(t *testing.T, method, address, header, value, body string) (int, http.Header, string) {
+	t.Helper()
+	req, err := http.NewRequest(method, address, strings.NewReader(body))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if value != "" {
+		req.Header.Set(header, value)
+	}
+	res, err := http.DefaultClient.Do(req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer res.Body.Close()
+	text, err := io.ReadAll(res.Body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return res.StatusCode, res.Header, string(text)
+}
+
 // TestUploads: a layer that comes in parts is one in the end, if it is what it is said to
 // be, and the parts are gone then. A part that does not fit is refused.
 func TestUploads(t *testing.T) {
@@ -32,23 +53,7 @@ func TestUploads(t *testing.T) {
 	defer server.Close()
 	request := func(method, path, part, body string) (int, http.Header, string) {
 		t.Helper()
-		req, err := http.NewRequest(method, server.URL+path, strings.NewReader(body))
-		if err != nil {
-			t.Fatal(err)
-		}
-		if part != "" {
-			req.Header.Set("Content-Range", part)
-		}
-		res, err := http.DefaultClient.Do(req)
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer res.Body.Close()
-		text, err := io.ReadAll(res.Body)
-		if err != nil {
-			t.Fatal(err)
-		}
-		return res.StatusCode, res.Header, string(text)
+		return ask(t, method, server.URL+path, "Content-Range", part, body)
 	}
 	begin := func() string {
 		t.Helper()
@@ -119,21 +124,8 @@ func TestRegistryKeepsWhatItIsGiven(t *testing.T) {
 		defer server.Close()
 		do(func(method, path, kind, body string) (int, string) {
 			t.Helper()
-			req, err := http.NewRequest(method, server.URL+path, bytes.NewReader([]byte(body)))
-			if err != nil {
-				t.Fatal(err)
-			}
-			req.Header.Set("Content-Type", kind)
-			res, err := http.DefaultClient.Do(req)
-			if err != nil {
-				t.Fatal(err)
-			}
-			defer res.Body.Close()
-			text, err := io.ReadAll(res.Body)
-			if err != nil {
-				t.Fatal(err)
-			}
-			return res.StatusCode, string(text)
+			code, _, text := ask(t, method, server.URL+path, "Content-Type", kind, body)
+			return code, text
 		})
 	}
 	run(func(request func(string, string, string, string) (int, string)) {
