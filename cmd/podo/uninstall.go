@@ -28,7 +28,8 @@ data in each folder that it had for it, /etc/podo, the kubelet's folder, pods' l
 the services, its context in your kubeconfig, what --write-kubeconfig and --log had it
 write elsewhere, and podo itself if it was installed in a folder for programs. Then it
 looks for anything that is left, lists it, and exits with 1 if there is something.
-With --data-dir, data of podo in other folders is left alone, and named.
+With --data-dir, data of podo in other folders is left alone and named, and programs
+and /etc/podo stay with it.
 Volumes of claims (storage in the data directory) stay, unless --purge is given, and
 disks that you mounted into podo's folders are left alone.
 
@@ -148,6 +149,8 @@ func verifyGone(c *cli.Context, all []reset.Options) error {
 		but := ""
 		if all[0].KeepData {
 			but = " but its data"
+		} else if all[len(all)-1].Others {
+			but = " but what was left alone"
 		} else if volumes := keptVolumes(all); len(volumes) > 0 {
 			but = " but the volumes in " + strings.Join(volumes, " and ")
 		}

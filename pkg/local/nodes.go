@@ -34,8 +34,8 @@ func (s Site) AddNode(ctx context.Context, name string, f NodeFile, wait time.Du
 	switch {
 	case f.Role != Worker && f.Role != ControlPlane:
 		return c, Node{}, Unfit{fmt.Errorf("--role: %q, want worker or control-plane", f.Role)}
-	case f.Role == ControlPlane && len(s.off(c)) > 0:
-		return c, Node{}, fmt.Errorf("control plane %s is off, and etcd takes no other until it is back or gone: podo cluster start --name %s, or podo cluster node remove --name %[2]s %[1]s", s.off(c)[0], name)
+	case f.Role == ControlPlane && len(s.away(c)) > 0:
+		return c, Node{}, incomplete(c, s.away(c)[0], "takes no other")
 	case f.Role == ControlPlane && !c.etcd():
 		return c, Node{}, Unfit{fmt.Errorf("cluster %s was made with one control plane, which keeps its state in SQLite; a cluster that is made with two or more can have others added", name)}
 	}
@@ -150,14 +150,14 @@ func (s Site) attentive(ctx context.Context, c Cluster) error {
 	if err == nil {
 		err = s.agrees(ctx, c)
 	}
-	if off := s.off(c); err != nil && len(off) > 0 {
+	if off := s.away(c); err != nil && len(off) > 0 {
 		return fmt.Errorf("the control plane of cluster %s does not answer, and of its nodes these are off: %s; start them with: podo cluster start --name %[1]s", c.Name, strings.Join(off, ", "))
 	}
 	return err
 }
 
-// off are the control planes that do not run.
-func (s Site) off(c Cluster) []string {
+// away are the control planes that do not run.
+func (s Site) away(c Cluster) []string {
 	var out []string
 	for _, n := range c.servers() {
 		if s.seat(c.Name, n.Name).pid() == 0 {
@@ -185,63 +185,65 @@ func (s Site) RemoveNode(ctx context.Context, name, node string, force bool) (Cl
 	if err := s.tools(ctx); err != nil {
 		return c, err
 	}
-	away := slices.DeleteFunc(s.off(c), func(off string) bool { return off == node })
-	if n.Role == ControlPlane && len(away) > 0 {
-		return c, fmt.Errorf("control plane %s is off, and etcd lets no other go until it is back or gone: podo cluster start --name %s, or podo cluster node remove --name %[2]s %[1]s", away[0], name)
+	others := slices.DeleteFunc(s.away(c), func(name string) bool { return name == node })
+	if n.Role == ControlPlane && len(others) > 0 {
+		return c, incomplete(c, others[0], "lets no other go")
 	}
-	back := func(error) error { return nil }
+	cordoned := false
 	if !force && s.seat(name, node).pid() != 0 { // of one that is off, the cluster lets go with its node
 		done := s.Step("Moving the pods of " + node)
-		back, err = s.drain(ctx, c, n)
-		if err == nil && ctx.Err() != nil {
+		cordoned, err = s.drain(ctx, c, n)
+		if ctx.Err() != nil {
 			err = ErrInterrupted
 		}
 		done(err)
-		if err != nil {
-			return c, errors.Join(err, back(err))
-		}
 	}
-	done := s.Step("Removing " + node)
-	c, err = s.drop(context.WithoutCancel(ctx), c, n) // half of it is nobody's wish
-	done(err)
-	return c, errors.Join(err, back(err))
+	if err == nil {
+		done := s.Step("Removing " + node)
+		c, err = s.drop(context.WithoutCancel(ctx), c, n) // half of it is nobody's wish
+		done(err)
+	}
+	if err != nil && cordoned {
+		err = errors.Join(err, s.uncordon(context.WithoutCancel(ctx), c, n))
+	}
+	return c, err
 }
 
-// drain has kubectl move a node's pods, which respects disruption budgets. Back lets the
-// node take pods as before, if there was an error.
-func (s Site) drain(ctx context.Context, c Cluster, n Node) (back func(error) error, err error) {
-	back = func(error) error { return nil }
+// incomplete says why etcd does not change its members now.
+func incomplete(c Cluster, away, what string) error {
+	return fmt.Errorf("control plane %s is off, and etcd %s until it is back or gone: podo cluster start --name %s, or podo cluster node remove --name %[3]s %[1]s", away, what, c.Name)
+}
+
+// drain has kubectl move a node's pods, which respects disruption budgets, and reports
+// whether the node took pods until then.
+func (s Site) drain(ctx context.Context, c Cluster, n Node) (cordoned bool, err error) {
 	client, err := s.client(c)
 	if err != nil {
-		return back, err
+		return false, err
 	}
 	before, err := client.CoreV1().Nodes().Get(ctx, n.Name, metav1.GetOptions{})
 	if apierrors.IsNotFound(err) {
-		return back, nil // somebody has removed it there already
+		return false, nil // somebody has removed it there already
 	}
 	if err != nil {
-		return back, err
+		return false, err
 	}
-	if before.Spec.Unschedulable {
-		return back, s.evict(ctx, c, n)
-	}
-	back = func(failed error) error {
-		if failed == nil {
-			return nil
-		}
-		ctx, end := context.WithTimeout(context.WithoutCancel(ctx), 10*time.Second)
-		defer end()
-		_, err := client.CoreV1().Nodes().Patch(ctx, n.Name, types.MergePatchType, []byte(`{"spec":{"unschedulable":null}}`), metav1.PatchOptions{})
-		if apierrors.IsNotFound(err) {
-			return nil
-		}
+	return !before.Spec.Unschedulable, s.evict(ctx, c, n)
+}
+
+// uncordon lets a node take pods again.
+func (s Site) uncordon(ctx context.Context, c Cluster, n Node) error {
+	client, err := s.client(c)
+	if err != nil {
 		return err
 	}
-	err = s.evict(ctx, c, n)
-	if ctx.Err() != nil {
-		err = ErrInterrupted
+	ctx, end := context.WithTimeout(ctx, 10*time.Second)
+	defer end()
+	_, err = client.CoreV1().Nodes().Patch(ctx, n.Name, types.MergePatchType, []byte(`{"spec":{"unschedulable":null}}`), metav1.PatchOptions{})
+	if apierrors.IsNotFound(err) {
+		return nil
 	}
-	return back, err
+	return err
 }
 
 func (s Site) evict(ctx context.Context, c Cluster, n Node) error {

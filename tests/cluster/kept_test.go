@@ -38,7 +38,17 @@ func TestDataIsNotForgotten(t *testing.T) {
 		s.says(out, "/srv/podo/server/db/state.db is missing", "backup", "podo uninstall")
 	}
 
-	s.says(s.podo(h, "uninstall", "--yes", "--purge"), "removed /srv/podo", "nothing is left of podo")
+	// One of two is removed, and what they share stays for the other.
+	p = s.start(h, "server", "--data-dir", "/srv/more")
+	s.within(30*time.Second, "it begins", func() error { _, err := os.Stat(h.Path("/srv/more/server/token")); return err })
+	s.end(p)
+	s.podo(h, "kill", "--data-dir", "/srv/more")
+	if out, code := s.try(h, 60*time.Second, "uninstall", "--yes", "--purge", "--data-dir", "/srv/more"); code != 0 {
+		t.Errorf("uninstall of one of two: exit code %d\n%s", code, out)
+	} else {
+		s.says(out, "removed /srv/more", "there is data of podo in /srv/podo, too", "nothing but what was left alone is left of podo")
+	}
+	s.says(s.podo(h, "uninstall", "--yes", "--purge"), "removed /srv/podo", "removed /etc/podo", "nothing is left of podo")
 	if left, err := os.ReadDir(h.Path("/srv")); err != nil || len(left) > 0 {
 		t.Errorf("left in /srv: %v (%v)", left, err)
 	}

@@ -59,8 +59,23 @@ func TestSeveralControlPlanes(t *testing.T) {
 	if took := time.Since(began); took > 30*time.Second {
 		t.Errorf("removing a node that was off took %s", took)
 	}
+	listens := c.read("ports")
 	if name := s.run("cluster", "node", "add", "--name", "ha", "--role", "control-plane"); name != "ha-control-plane4" {
 		t.Errorf("the added node is called %q", name)
+	}
+	// The process that listens for the cluster knows it without having been started anew.
+	if now := c.read("ports"); now != listens {
+		t.Errorf("process %s listens for the cluster, before it was %s", now, listens)
+	}
+	for _, m := range c.members() {
+		if m.Name == "ha-control-plane4" {
+			c.within(10*time.Second, "the host's port leads there too", func() error {
+				if log := c.read("ports.log"); !strings.Contains(log, m.IPs[0]+":6443") {
+					return errors.New(log)
+				}
+				return nil
+			})
+		}
 	}
 	// Who began the cluster is not needed for it to begin again.
 	s.run("cluster", "stop", "--name", "ha")
@@ -134,14 +149,20 @@ func (c *cluster) kill(node string) {
 	c.end(filepath.Join("nodes", node, "pid"))
 }
 
-// end ends the process that a file of the cluster names.
-func (c *cluster) end(file string) {
+// read is what a file of the cluster holds.
+func (c *cluster) read(file string) string {
 	c.Helper()
 	text, err := os.ReadFile(filepath.Join("/var/lib/podo-clusters", c.name, file))
 	if err != nil {
 		c.Fatal(err)
 	}
-	pid, err := strconv.Atoi(strings.TrimSpace(string(text)))
+	return strings.TrimSpace(string(text))
+}
+
+// end ends the process that a file of the cluster names.
+func (c *cluster) end(file string) {
+	c.Helper()
+	pid, err := strconv.Atoi(c.read(file))
 	if err != nil {
 		c.Fatal(err)
 	}
