@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"path/filepath"
 
 	"golang.org/x/sys/unix"
 )
@@ -25,7 +26,7 @@ func (c *Claim) Reserve() error {
 	if info, err := os.Lstat(path); err == nil && info.Size() >= reserve {
 		return nil
 	}
-	if free, err := free(c.paths.Data); err != nil || free < plenty {
+	if free, _, err := Room(c.paths.Data); err != nil || free < plenty {
 		return err
 	}
 	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE, 0o600)
@@ -47,7 +48,7 @@ func (c *Claim) Reserve() error {
 
 // spend gives the reserve back to a disk that has no more than that.
 func (c *Claim) spend() error {
-	if free, err := free(c.paths.Data); err != nil || free >= reserve {
+	if free, _, err := Room(c.paths.Data); err != nil || free >= reserve {
 		return err
 	}
 	if err := os.Remove(c.paths.Reserve()); !errors.Is(err, fs.ErrNotExist) {
@@ -56,10 +57,17 @@ func (c *Claim) spend() error {
 	return nil
 }
 
-func free(dir string) (int64, error) {
+// Room is how many bytes are free in the file system of a folder, or of the one above it
+// that is there, and how many it has.
+func Room(dir string) (free, total int64, err error) {
 	var st unix.Statfs_t
-	if err := unix.Statfs(dir, &st); err != nil {
-		return 0, fmt.Errorf("free space of %s: %w", dir, err)
+	err = unix.Statfs(dir, &st)
+	if errors.Is(err, fs.ErrNotExist) && filepath.Dir(dir) != dir {
+		return Room(filepath.Dir(dir))
 	}
-	return int64(st.Bavail) * int64(st.Bsize), nil // it is an int32 on some
+	if err != nil {
+		return 0, 0, fmt.Errorf("free space of %s: %w", dir, err)
+	}
+	block := int64(st.Bsize) // it is an int32 on some
+	return int64(st.Bavail) * block, int64(st.Blocks) * block, nil
 }

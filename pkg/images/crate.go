@@ -18,6 +18,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	"github.com/podo-dev/podo/pkg/atomicfile"
+	"github.com/podo-dev/podo/pkg/datadir"
 	"github.com/podo-dev/podo/pkg/inbox"
 )
 
@@ -185,7 +186,7 @@ func (c *crate) supply(ctx context.Context, files []source) error {
 	if err != nil {
 		return err
 	}
-	room, err := roomFor(c.root)
+	room, _, err := datadir.Room(c.root)
 	if err != nil {
 		return err
 	}

@@ -21,7 +21,8 @@ import (
 	"github.com/dustin/go-humanize"
 	"github.com/klauspost/compress/zstd"
 	"github.com/pierrec/lz4/v4"
-	"golang.org/x/sys/unix"
+
+	"github.com/podo-dev/podo/pkg/datadir"
 )
 
 const (
@@ -40,20 +41,6 @@ var (
 
 func bad(format string, args ...any) error {
 	return fmt.Errorf("%w"+format, append([]any{errBad}, args...)...)
-}
-
-// roomFor is how much fits into the file system of a folder, or of the one above that
-// is there.
-func roomFor(dir string) (int64, error) {
-	var st unix.Statfs_t
-	err := unix.Statfs(dir, &st)
-	if errors.Is(err, fs.ErrNotExist) && filepath.Dir(dir) != dir {
-		return roomFor(filepath.Dir(dir))
-	}
-	if err != nil {
-		return 0, fmt.Errorf("statfs %s: %w", dir, err)
-	}
-	return int64(st.Bavail) * int64(st.Bsize), nil // it is an int32 on some
 }
 
 // inspect reads an archive to its end, before any of it reaches the engine, and returns
@@ -231,7 +218,7 @@ func inflated(in io.Reader) (io.ReadCloser, error) {
 
 // inspectFile is inspect for a file that is open. It leaves the file at its begin.
 func inspectFile(ctx context.Context, f *os.File, root string) (id string, err error) {
-	room, err := roomFor(root)
+	room, _, err := datadir.Room(root)
 	if err != nil {
 		return "", err
 	}

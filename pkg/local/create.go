@@ -14,6 +14,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/podo-dev/podo/pkg/datadir"
 	"github.com/podo-dev/podo/pkg/paths"
 )
 
@@ -104,6 +105,9 @@ func (s Site) begin(ctx context.Context, name string, f File, o Options) (Cluste
 	if err == nil {
 		err = s.promised(c)
 	}
+	if err == nil {
+		err = roomy(s.Dir)
+	}
 	if err != nil {
 		_ = os.Remove(s.Dir) // which is empty if this is the first
 		return c, nil, err
@@ -116,6 +120,20 @@ func (s Site) begin(ctx context.Context, name string, f File, o Options) (Cluste
 		return c, nil, err
 	}
 	return c, release, s.save(c)
+}
+
+// roomy says why nodes would take no pods on a disk. What a node asks for in its data
+// directory is pkg/host's, and when it drives pods away pkg/kube/kubelet's.
+func roomy(dir string) error {
+	const (
+		least = 512 << 20
+		share = 20
+	)
+	free, total, err := datadir.Room(dir)
+	if err == nil && free < max(least, total/share) {
+		err = fmt.Errorf("%s has %d MiB free of %d, and nodes take no pods with less than 512 MiB or 5 %%: make room", dir, free>>20, total>>20)
+	}
+	return err
 }
 
 // hold locks a folder until release is called. One that somebody else has is waited for.

@@ -53,6 +53,11 @@ func TestRefused(t *testing.T) {
 	if err == nil || !strings.Contains(string(out), "needs root; try: sudo podo cluster create") {
 		t.Errorf("as nobody: %v\n%s", err, out)
 	}
+	full := `mount -t tmpfs -o size=64m none /var/lib && exec "$0" cluster create`
+	out, err = exec.Command("unshare", "--mount", "sh", "-c", full, s.podo).CombinedOutput()
+	if err == nil || !strings.Contains(string(out), "/var/lib/podo-clusters has 64 MiB free of 64, and nodes take no pods") {
+		t.Errorf("on a small disk: %v\n%s", err, out)
+	}
 }
 
 // TestInterrupted: Ctrl-C half-way removes what was made, unless it is to be retained; and
