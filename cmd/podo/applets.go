@@ -120,7 +120,7 @@ func clusterKubeconfig(args []string, admin string) (string, error) {
 		return "", nil
 	}
 	path, own := admin, ""
-	if home, err := os.UserHomeDir(); err == nil {
+	if home, err := homeDir(); err == nil {
 		own = filepath.Join(home, ".kube", "config")
 		if _, err := os.Stat(own); err != nil {
 			own = ""

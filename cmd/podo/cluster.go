@@ -21,6 +21,7 @@ import (
 	"github.com/podo-dev/podo/pkg/kubeconfig"
 	"github.com/podo-dev/podo/pkg/local"
 	"github.com/podo-dev/podo/pkg/machine"
+	"github.com/podo-dev/podo/pkg/process"
 )
 
 // defaultCluster is the name of a cluster that was given none.
@@ -49,8 +50,8 @@ Examples:
 	}
 }
 
-func clusterName() cli.Flag {
-	return &cli.StringFlag{Name: "name", Usage: "`NAME` of the cluster", DefaultText: "that of the file, else " + defaultCluster}
+func clusterName() *cli.StringFlag {
+	return &cli.StringFlag{Name: "name", Usage: "`NAME` of the cluster", DefaultText: defaultCluster}
 }
 
 func userKubeconfig() cli.Flag {
@@ -85,7 +86,10 @@ func site(c *cli.Context) (local.Site, error) {
 	if os.Geteuid() != 0 {
 		return s, fmt.Errorf("podo %[1]s needs root; try: sudo podo %[1]s", strings.TrimPrefix(c.Command.HelpName, "podo "))
 	}
-	var err error
+	err := process.Keep()
+	if err != nil {
+		return s, err
+	}
 	if s.Exe, err = os.Executable(); err != nil {
 		return s, err
 	}
@@ -136,8 +140,10 @@ func withArgs(do func(*cli.Context, local.Site) error) cli.ActionFunc {
 }
 
 func clusterCreate() *cli.Command {
+	named := clusterName()
+	named.DefaultText = "that of the file, else " + defaultCluster
 	flags := []cli.Flag{
-		clusterName(),
+		named,
 		&cli.StringFlag{Name: "config", Aliases: []string{"c"}, TakesFile: true, Usage: "`FILE` in kind's format; - is the standard input"},
 		waitFlag(),
 		&cli.BoolFlag{Name: "retain", Usage: "leave what was made if it fails, to look at it"},

@@ -145,12 +145,28 @@ type personal struct {
 	uid, gid int
 }
 
+// homeDir is $HOME, or where that is not set, as for a service, what the machine's list of
+// users has.
+func homeDir() (string, error) {
+	home, err := os.UserHomeDir()
+	if err == nil {
+		return home, nil
+	}
+	u, e := user.LookupId(strconv.Itoa(os.Geteuid()))
+	if e != nil {
+		return "", errors.Join(err, e)
+	}
+	return u.HomeDir, nil
+}
+
 // kubeconfigOwner finds the file that is meant if file names none: with sudo, that of
 // the user who called it. A file in that user's home becomes that user's.
 func kubeconfigOwner(file string) (personal, error) {
 	p := personal{file: file, uid: -1, gid: -1}
-	if list := filepath.SplitList(os.Getenv("KUBECONFIG")); p.file == "" && len(list) > 0 {
-		p.file = list[0]
+	for _, listed := range filepath.SplitList(os.Getenv("KUBECONFIG")) {
+		if p.file == "" { // as kubectl does, past those that are empty
+			p.file = listed
+		}
 	}
 	if name := os.Getenv("SUDO_USER"); name != "" && os.Geteuid() == 0 {
 		u, err := user.Lookup(name)
@@ -169,9 +185,9 @@ func kubeconfigOwner(file string) (personal, error) {
 		return p, nil
 	}
 	if p.file == "" {
-		home, err := os.UserHomeDir()
+		home, err := homeDir()
 		if err != nil {
-			return p, fmt.Errorf("kubeconfig: find your home: %w; name the file", err)
+			return p, fmt.Errorf("kubeconfig: find your home: %w; set HOME or KUBECONFIG, or name the file", err)
 		}
 		p.file = filepath.Join(home, ".kube", "config")
 	}

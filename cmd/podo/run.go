@@ -24,6 +24,7 @@ import (
 	"github.com/podo-dev/podo/pkg/kubeconfig"
 	"github.com/podo-dev/podo/pkg/lifecycle"
 	"github.com/podo-dev/podo/pkg/paths"
+	"github.com/podo-dev/podo/pkg/process"
 	"github.com/podo-dev/podo/pkg/server"
 	"github.com/podo-dev/podo/pkg/status"
 	"github.com/podo-dev/podo/pkg/storage/etcd"
@@ -50,6 +51,9 @@ func launch(c *cli.Context, cfg config.Node, rest func(context.Context, start) e
 	notify := takeNotifier()
 	if os.Geteuid() != 0 {
 		return fmt.Errorf("%[1]s: must be run as root, since it mounts, routes and starts containers; try: sudo podo %[1]s", c.Command.Name)
+	}
+	if err := process.Keep(); err != nil {
+		return err
 	}
 	life, end := context.WithCancelCause(c.Context)
 	defer end(nil)

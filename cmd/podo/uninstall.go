@@ -202,7 +202,7 @@ func confirm(c *cli.Context, all []reset.Options) error {
 // and the one that called sudo.
 func userKubeconfigs() []string {
 	var homes []string
-	if h, err := os.UserHomeDir(); err == nil {
+	if h, err := homeDir(); err == nil {
 		homes = append(homes, h)
 	}
 	if u, err := user.Current(); err == nil {

@@ -14,6 +14,8 @@ import (
 	"time"
 
 	imagesapi "github.com/containerd/containerd/api/services/images/v1"
+	"github.com/containerd/containerd/v2/core/images"
+	"github.com/containerd/platforms"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
@@ -260,15 +262,8 @@ func (c *crate) take(ctx context.Context, s source, have map[string]*imagesapi.I
 		}
 	}
 	began := time.Now()
-	if err := c.engine.persist(ctx, f, r.Digest); err != nil {
-		return outcome{}, judge(err)
-	}
-	now, err := c.engine.images(ctx)
-	if err != nil {
+	if r.Images, err = c.engine.persist(ctx, f, r.Digest); err != nil {
 		return outcome{}, err
-	}
-	if r.Images = namesOf(r.Digest, now); len(r.Images) == 0 {
-		return outcome{}, bad("its images have no names; save them by name, not by ID")
 	}
 	c.log.Info("images imported", "path", s.path, "images", len(r.Images), "took", time.Since(began).Round(time.Millisecond))
 	info, err := f.Stat()
@@ -284,6 +279,8 @@ func judge(err error) error {
 	switch {
 	case !ok:
 		return err
+	case strings.Contains(st.Message(), images.ErrEmptyWalk.Error()):
+		return bad("it has no image for this machine, which is %s; save one of that platform", platforms.DefaultString())
 	case slices.Contains([]codes.Code{codes.NotFound, codes.InvalidArgument, codes.FailedPrecondition}, st.Code()):
 		return bad("the container engine cannot use it: %s", st.Message())
 	}

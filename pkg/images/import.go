@@ -18,6 +18,8 @@ import (
 	"io/fs"
 	"log/slog"
 	"os"
+	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -33,6 +35,8 @@ import (
 	"github.com/containerd/platforms"
 	"golang.org/x/sys/unix"
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 	"k8s.io/client-go/kubernetes"
 
 	"github.com/podo-dev/podo/pkg/inbox"
@@ -205,18 +209,68 @@ func (e engine) losses(ctx context.Context, changed func()) {
 }
 
 // persist is load with a few more tries: the engine's garbage collector, at work after a
-// crash, has been seen to take a layer from under an import (containerd 2.3).
-func (e engine) persist(ctx context.Context, f *os.File, id string) error {
+// crash, has been seen to take a layer from under an import (containerd 2.3). It returns
+// the names of what it loaded.
+func (e engine) persist(ctx context.Context, f *os.File, id string) (names []string, err error) {
 	for pause := 100 * time.Millisecond; ; pause *= 2 {
 		err := e.load(ctx, f, id)
-		if err == nil || ctx.Err() != nil || pause > time.Second {
-			return err
+		if err == nil {
+			return e.named(ctx, id)
+		}
+		if ctx.Err() != nil || pause > time.Second {
+			return nil, judge(err)
 		}
 		wait(ctx, pause)
 		if _, err := f.Seek(0, io.SeekStart); err != nil {
-			return err
+			return nil, err
 		}
 	}
+}
+
+// nameless precedes what an archive calls an image by if that is only a tag.
+const nameless = "nameless.invalid/podo"
+
+// named gives the images of an archive the whole names by which the kubelet asks for them,
+// and returns these. The engine takes what the archive says as it is; of an image that
+// has no name in it, only a tag or nothing, nobody could make use.
+func (e engine) named(ctx context.Context, id string) ([]string, error) {
+	all, err := e.images(ctx)
+	if err != nil {
+		return nil, err
+	}
+	client := imagesapi.NewImagesClient(e.conn)
+	var names []string
+	for _, said := range namesOf(id, all) {
+		image := all[said]
+		full, err := fullName(said)
+		if err == nil && !strings.HasPrefix(full, nameless) {
+			names = append(names, full)
+			if full == said {
+				continue
+			}
+			image.Name = full
+			if err := put(ctx, client, image); err != nil {
+				return nil, fmt.Errorf("name image %s: %w", full, err)
+			}
+		}
+		if _, err := client.Delete(ctx, &imagesapi.DeleteImageRequest{Name: said}); err != nil {
+			return nil, fmt.Errorf("remove the name %s: %w", said, err)
+		}
+	}
+	if len(names) == 0 {
+		return nil, bad("its images have no names; save them by name, such as example.org/app:1, not by ID or by a tag alone")
+	}
+	slices.Sort(names)
+	return slices.Compact(names), nil
+}
+
+// put makes an image in the engine's store, or changes the one of its name.
+func put(ctx context.Context, client imagesapi.ImagesClient, image *imagesapi.Image) error {
+	_, err := client.Create(ctx, &imagesapi.CreateImageRequest{Image: image})
+	if status.Code(err) == codes.AlreadyExists {
+		_, err = client.Update(ctx, &imagesapi.UpdateImageRequest{Image: image})
+	}
+	return err
 }
 
 // load imports one archive, docker's format or OCI's, compressed or not.
@@ -240,7 +294,7 @@ func (e engine) load(ctx context.Context, f io.Reader, id string) error {
 	labels := map[string]string{pinnedLabel: pinned, archiveLabel: id}
 	source := archive.NewImageImportStream(r, "")
 	target := image.NewStore("",
-		image.WithNamedPrefix("import", true), // images take the names that the archive gives them
+		image.WithNamedPrefix(nameless, true), // images take the names that the archive gives them
 		image.WithImageLabels(labels),
 		image.WithPlatforms(platforms.DefaultSpec()), // archives may name others that they leave out
 		image.WithUnpack(platforms.DefaultSpec(), e.snapshotter))

@@ -171,7 +171,7 @@ func (e *engineStub) Transfer(ctx context.Context, r *transferapi.TransferReques
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	e.stores = append(e.stores, &store)
-	e.add("of "+id, id)
+	e.add("example.com/of:"+id, id)
 	return &emptypb.Empty{}, nil
 }
 

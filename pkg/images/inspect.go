@@ -114,6 +114,9 @@ func (i *inspection) archive(entries *tar.Reader) error {
 		if errors.Is(err, io.EOF) {
 			break
 		}
+		if errors.Is(err, io.ErrUnexpectedEOF) && i.entries == 0 {
+			return bad("it is no archive: it ends before its first entry")
+		}
 		if err != nil {
 			return err
 		}
@@ -218,6 +221,9 @@ func inflated(in io.Reader) (io.ReadCloser, error) {
 
 // inspectFile is inspect for a file that is open. It leaves the file at its begin.
 func inspectFile(ctx context.Context, f *os.File, root string) (id string, err error) {
+	if info, err := f.Stat(); err != nil || !info.Mode().IsRegular() {
+		return "", errors.Join(err, errors.New("it is no regular file, and is read twice; write the archive to a file first"))
+	}
 	room, _, err := datadir.Room(root)
 	if err != nil {
 		return "", err

@@ -21,9 +21,7 @@ import (
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"google.golang.org/grpc"
-	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials/insecure"
-	"google.golang.org/grpc/status"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
@@ -62,8 +60,8 @@ func Load(ctx context.Context, file, snapshotter string, stores ...Store) (names
 		return nil, err
 	}
 	defer first.Close()
-	if err := (engine{first, snapshotter}).persist(ctx, f, id); err != nil {
-		return nil, fmt.Errorf("import %s: %w", file, judge(err))
+	if _, err := (engine{first, snapshotter}).persist(ctx, f, id); err != nil {
+		return nil, fmt.Errorf("import %s: %w", file, err)
 	}
 	if names, err = stores[0].share(ctx, first, func(archive string) bool { return archive == id }, stores[1:]...); err != nil {
 		return names, err
@@ -148,11 +146,7 @@ func (s Store) adopt(ctx context.Context, from Store, image *imagesapi.Image, bl
 			return errors.Join(err, manager.Delete(ctx, lease))
 		}
 	}
-	client := imagesapi.NewImagesClient(conn)
-	_, err = client.Create(ctx, &imagesapi.CreateImageRequest{Image: image})
-	if status.Code(err) == codes.AlreadyExists {
-		_, err = client.Update(ctx, &imagesapi.UpdateImageRequest{Image: image})
-	}
+	err = put(ctx, imagesapi.NewImagesClient(conn), image)
 	if err == nil {
 		err = agree(ctx, conn, func(has []*runtimeapi.Image) bool { return shown(has, image.Name, true) })
 	}

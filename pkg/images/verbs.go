@@ -208,14 +208,15 @@ func remove(ctx context.Context, conn *grpc.ClientConn, name string) error {
 // agree waits, but not for ever, until the engine shows the kubelet, and who lists images,
 // what its store has: that part of it learns of changes by events.
 func agree(ctx context.Context, conn *grpc.ClientConn, is func([]*runtimeapi.Image) bool) error {
+	const patience = 20 * time.Second
 	client := runtimeapi.NewImageServiceClient(conn)
-	for end := time.Now().Add(5 * time.Second); time.Now().Before(end); wait(ctx, 10*time.Millisecond) {
+	for end := time.Now().Add(patience); time.Now().Before(end); wait(ctx, 10*time.Millisecond) {
 		res, err := client.ListImages(ctx, &runtimeapi.ListImagesRequest{})
 		if err != nil || is(res.Images) {
 			return err
 		}
 	}
-	return nil
+	return fmt.Errorf("the container engine has changed its images, but after %s does not show it to the kubelet", patience)
 }
 
 // shown reports whether an image is among those, by a whole name, and pinned if it is to be.

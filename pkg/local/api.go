@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"strings"
 	"time"
@@ -154,6 +155,9 @@ func (s Site) said(c Cluster, n Node) string {
 // Kubeconfig is how the host's users reach the cluster.
 func (s Site) Kubeconfig(c Cluster) (kubeconfig.Config, error) {
 	admin, err := kubeconfig.Client(s.admin(c), nil)
+	if errors.Is(err, fs.ErrNotExist) {
+		err = unfinished(c.Name)
+	}
 	if err != nil {
 		return kubeconfig.Config{}, err
 	}

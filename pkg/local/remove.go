@@ -35,9 +35,6 @@ func (s Site) Delete(ctx context.Context, name string) error {
 		return err
 	}
 	defer release()
-	if err := s.tools(ctx); err != nil {
-		return err
-	}
 	return s.remove(ctx, name)
 }
 
@@ -79,6 +76,9 @@ func (s Site) Programs() string { return filepath.Join(s.programs(), "current") 
 
 // remove takes away everything of a cluster. It goes on past what it cannot remove.
 func (s Site) remove(ctx context.Context, name string) error {
+	if err := s.tools(ctx); err != nil {
+		return err
+	}
 	groups, err := machine.FindGroups()
 	if err != nil {
 		return err

@@ -95,10 +95,16 @@ func dockerArchive(t *testing.T, called string, img v1.Image) []byte {
 // ociArchive is an image in OCI's layout.
 func ociArchive(t *testing.T, called string, img v1.Image) []byte {
 	t.Helper()
+	return ociNoted(t, img, map[string]string{"io.containerd.image.name": called})
+}
+
+// ociNoted is an image in OCI's layout with these annotations.
+func ociNoted(t *testing.T, img v1.Image, notes map[string]string) []byte {
+	t.Helper()
 	dir := t.TempDir()
 	path, err := layout.Write(dir, empty.Index)
 	if err == nil {
-		err = path.AppendImage(img, layout.WithAnnotations(map[string]string{"io.containerd.image.name": called}))
+		err = path.AppendImage(img, layout.WithAnnotations(notes))
 	}
 	return packed(t, dir, err)
 }

@@ -84,6 +84,44 @@ spec:
 	write(t, back, "no archive")
 	denied(t, 1, []string{"images", "import", back}, back)
 	denied(t, 1, []string{"images", "push", "--from", back, first}, back)
+	s.takesNames(dir)
+}
+
+// takesNames: an image may have no more than a short name in an archive, as skopeo and
+// buildah write it, and one that has only a tag is of no use.
+func (s *scene) takesNames(dir string) {
+	s.Helper()
+	file := filepath.Join(dir, "said.tar")
+	for said, names := range map[string]bool{"short:1": true, "latest": false, "": false} {
+		notes := map[string]string{"org.opencontainers.image.ref.name": said}
+		if said == "" {
+			notes = nil
+		}
+		write(s.T, file, string(ociNoted(s.T, labelled(s.T, said+" as an archive says it"), notes)))
+		if !names {
+			denied(s.T, 1, []string{"images", "import", file}, file, "no names", "example.org/app:1")
+			continue
+		}
+		began := time.Now()
+		if out := must(s.T, "images", "import", file); strings.TrimSpace(out) != "docker.io/library/short:1" {
+			s.Errorf("import prints %q", out)
+		}
+		s.Logf("imported by a short name in %s", time.Since(began).Round(time.Millisecond))
+		s.apply(`apiVersion: v1
+kind: Pod
+metadata: {name: short}
+spec:
+  terminationGracePeriodSeconds: 0
+  containers: [{name: c, image: "short:1", imagePullPolicy: Never, command: [sleep, "1000"]}]
+`)
+		s.kubectl("wait", "--for=condition=Ready", "pod/short", "--timeout=60s")
+		s.kubectl("delete", "pod", "short", "--now")
+		must(s.T, "images", "remove", "short:1")
+	}
+	if out := must(s.T, "images", "list"); strings.Contains(out, "nameless") || strings.Contains(out, "short") {
+		s.Errorf("left:\n%s", out)
+	}
+	denied(s.T, 1, []string{"images", "import", "/dev/null"}, "/dev/null", "no regular file")
 }
 
 // another makes an image of its own from one of an archive, and keeps it in an archive of

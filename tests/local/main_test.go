@@ -85,7 +85,8 @@ func (s *scene) blame() {
 	}
 }
 
-// try runs podo and returns what it prints, with all that it says if it fails.
+// try runs podo and returns what it prints, with all that it says if it fails. What podo
+// leaves running must not have files that we had open.
 func (s *scene) try(stdin string, args ...string) (string, error) {
 	ctx, end := context.WithTimeout(context.WithoutCancel(s.Context()), 8*time.Minute)
 	defer end()
@@ -94,7 +95,19 @@ func (s *scene) try(stdin string, args ...string) (string, error) {
 	cmd.Stdin = strings.NewReader(stdin)
 	var out, said bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &said
-	if err := cmd.Run(); err != nil {
+	ours, theirs, err := os.Pipe()
+	if err != nil {
+		s.Fatal(err)
+	}
+	defer ours.Close()
+	cmd.ExtraFiles = []*os.File{theirs}
+	err = cmd.Run()
+	theirs.Close()
+	_ = ours.SetReadDeadline(time.Now().Add(5 * time.Second))
+	if _, open := io.ReadAll(ours); open != nil {
+		s.Errorf("podo %s left something running that has our files: %v", strings.Join(args, " "), open)
+	}
+	if err != nil {
 		return out.String(), fmt.Errorf("podo %s: %w\n%s", strings.Join(args, " "), err, said.String())
 	}
 	return strings.TrimSpace(out.String()), nil

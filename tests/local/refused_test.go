@@ -65,7 +65,7 @@ func TestRefused(t *testing.T) {
 func TestInterrupted(t *testing.T) {
 	s := begin(t)
 	mounts := filepath.Join(t.TempDir(), "mounts")
-	interrupt := func(args ...string) string {
+	interrupt := func(at string, args ...string) string {
 		cmd := exec.Command(s.podo, append([]string{"cluster", "create", "--name", "half", "--config", "-"}, args...)...)
 		cmd.Env = append(os.Environ(), "KUBECONFIG="+s.kubeconfig)
 		cmd.Stdin = strings.NewReader(head + "nodes: [{role: control-plane, extraMounts: [{hostPath: " + mounts + "/a/b, containerPath: /b}]}]\n")
@@ -75,7 +75,7 @@ func TestInterrupted(t *testing.T) {
 			t.Fatal(err)
 		}
 		s.within(60*time.Second, "a node", func() error {
-			_, err := os.Stat("/var/lib/podo-clusters/half/nodes/half-control-plane/root/var/lib/podo/server/token")
+			_, err := os.Stat("/var/lib/podo-clusters/half/" + at)
 			return err
 		})
 		if err := cmd.Process.Signal(syscall.SIGINT); err != nil {
@@ -86,14 +86,20 @@ func TestInterrupted(t *testing.T) {
 		}
 		return said.String()
 	}
-	interrupt()
-	if left := look(t).beside(s.before); len(left) > 0 {
-		t.Errorf("left after Ctrl-C:\n%s", strings.Join(left, "\n"))
+	const begun = "nodes/half-control-plane/root/var/lib/podo/server/token"
+	for _, at := range []string{"cluster.json", begun} {
+		interrupt(at)
+		if left := look(t).beside(s.before); len(left) > 0 {
+			t.Errorf("left after Ctrl-C with %s there:\n%s", at, strings.Join(left, "\n"))
+		}
 	}
 	if _, err := os.Stat(mounts); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("the folder of a mount is left: %v", err)
 	}
-	interrupt("--retain")
+	interrupt("cluster.json", "--retain")
+	s.refused(1, "", []string{"cluster", "get", "kubeconfig", "--name", "half"}, "never finished")
+	s.run("cluster", "delete", "--name", "half")
+	interrupt(begun, "--retain")
 	if _, err := os.Stat("/var/lib/podo-clusters/half"); err != nil {
 		t.Errorf("not retained: %v", err)
 	}
