@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"net/url"
 	"os"
 )
@@ -20,11 +21,22 @@ var ErrDamaged = errors.New("datastore damaged")
 // about a millisecond a megabyte; larger files get their header checked.
 const thorough = 256 << 20
 
+// What the user_version of a file says, which SQLite leaves to its users: a file that was
+// marked is whole only together with the log beside it. The mark is in the file itself, so
+// that one from a backup brings its own.
+const (
+	whole  = 0
+	marked = 0x706f646f // podo
+)
+
 // check reads the file at path without changing it. Known says that the file held
 // a cluster once.
 func check(ctx context.Context, path string, known bool) error {
 	damaged := func(why string) error {
 		return fmt.Errorf("%w: %s %s: keep a copy of it, then put back a good one from a backup (and remove the -wal and -shm files beside it), or try sqlite3's .recover on the copy", ErrDamaged, path, why)
+	}
+	lost := func(why string, good int64) error {
+		return fmt.Errorf("%w: %s-wal %s: put back a good %[2]s from a backup (and remove the -wal and -shm files beside it), or go on without those writes: keep a copy of the three, then truncate --size=%[4]d %[2]s-wal", ErrDamaged, path, why, good)
 	}
 	f, err := os.Open(path)
 	if err != nil {
@@ -64,6 +76,16 @@ func check(ctx context.Context, path string, known bool) error {
 	alone := err != nil || wal.Size() == 0
 	if pages := int64(binary.BigEndian.Uint32(header[28:])); alone && info.Size() < pages*page {
 		return damaged(fmt.Sprintf("is cut off: %d bytes of %d", info.Size(), pages*page))
+	}
+	if errors.Is(err, fs.ErrNotExist) && binary.BigEndian.Uint32(header[60:]) == marked {
+		return lost("is missing, and the latest writes with it", 0)
+	}
+	at, err := brokenAt(path+"-wal", page)
+	if err != nil {
+		return err
+	}
+	if at >= 0 {
+		return lost(fmt.Sprintf("is damaged at byte %d, before writes that were acknowledged", at), at)
 	}
 	if info.Size() > thorough {
 		return nil

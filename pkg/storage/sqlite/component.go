@@ -52,17 +52,13 @@ func (s *Store) Run(ctx context.Context, ready func()) error {
 	defer rest.Wait()
 	defer end()
 	config := front.Config()
-	// WAL with NORMAL loses nothing when a process is killed. The file is not
-	// compacted at each start: rewriting it all is what flash memory dies of. Nor does kine
-	// move the log into it then, which on a full disk would end the start (0.16).
-	config.DataSourceName = s.plan.DB + "?_journal_mode=WAL&_busy_timeout=30000&_synchronous=NORMAL&_txlock=immediate" +
-		"&_stmt_cache_size=20&cache=shared&_kine_disable_startup_vacuum=true&_kine_disable_compact_wal_checkpoint=true"
+	config.DataSourceName = source(s.plan.DB)
 	backend, engine, err := kine.NewVariant(life, &rest, "sqlite3", &config)
 	if err != nil {
 		return fmt.Errorf("open %s: %w", s.plan.DB, err)
 	}
 	engine.PostCompactSQL = query.New("PRAGMA wal_checkpoint(FULL)", "?", false, "PostCompactSQL") // as without that parameter
-	s.settle(life, engine.DB)
+	s.settle(life, engine.DB, marked)
 	if err := backend.Start(life); err != nil {
 		return fmt.Errorf("open %s: %w", s.plan.DB, err)
 	}
@@ -75,17 +71,30 @@ func (s *Store) Run(ctx context.Context, ready func()) error {
 	if err := front.Serve(ctx, s.plan.Socket, backend, s.log, ready); err != nil {
 		return err
 	}
-	s.settle(life, engine.DB)
+	s.settle(life, engine.DB, whole)
 	return nil
 }
 
+// source is the file with how kine is to use it.
+//
+// FULL syncs the log with each transaction: with NORMAL, kine's own choice, the last ones
+// would go with the power. The file is not compacted at each start: rewriting it all is what
+// flash memory dies of. Nor does kine move the log into it then, which on a full disk would
+// end the start (0.16).
+func source(file string) string {
+	return file + "?_journal_mode=WAL&_busy_timeout=30000&_synchronous=FULL&_txlock=immediate" +
+		"&_stmt_cache_size=20&cache=shared&_kine_disable_startup_vacuum=true&_kine_disable_compact_wal_checkpoint=true"
+}
+
 // settle moves the write-ahead log into the file and syncs it, so that the file is
-// whole by itself. SQLite would do so when the last connection closes, but kine
-// leaks one (0.16).
-func (s *Store) settle(ctx context.Context, db *sql.DB) {
+// whole by itself; mark says whether it stays so. SQLite would do so when the last connection
+// closes, but kine leaks one (0.16).
+func (s *Store) settle(ctx context.Context, db *sql.DB, mark int) {
 	ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
 	defer cancel()
-	if _, err := db.ExecContext(ctx, "PRAGMA wal_checkpoint(TRUNCATE)"); err != nil {
+	_, err := db.ExecContext(ctx, fmt.Sprintf("PRAGMA user_version = %d", mark))
+	_, stuck := db.ExecContext(ctx, "PRAGMA wal_checkpoint(TRUNCATE)") // may work where the disk has no room for more
+	if err := errors.Join(err, stuck); err != nil {
 		s.log.Warn("datastore left its latest writes in the log beside it", "component", s.Name(), "path", s.plan.DB+"-wal", "err", err)
 	}
 }
