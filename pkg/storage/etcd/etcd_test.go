@@ -621,6 +621,94 @@ func TestOneServer(t *testing.T) {
 	}
 }
 
+// TestDamage spoils the files of a member that was killed, one at a time.
+func TestDamage(t *testing.T) {
+	t.Parallel()
+	s := newServer(t, newTrust(t), "a")
+	s.cfg.Args = []string{"snapshot-count=20"}
+	s.start(t)
+	const keys = 100
+	value := strings.Repeat("grape", 200)
+	for i := range keys {
+		s.put(t, fmt.Sprintf("/registry/%d", i), value)
+	}
+	s.kill(t)
+	member := filepath.Join(s.cfg.Dir, "member")
+	good := t.TempDir()
+	if err := os.CopyFS(good, os.DirFS(member)); err != nil {
+		t.Fatal(err)
+	}
+	only := func(pattern string) string {
+		found, err := filepath.Glob(filepath.Join(member, pattern))
+		if err != nil || len(found) == 0 {
+			t.Fatalf("no %s (%v)", pattern, err)
+		}
+		return found[len(found)-1]
+	}
+	db, log, snapshot := only("snap/db"), only("wal/*.wal"), only("snap/*.snap")
+	flip := func(text []byte, at int) []byte { return overwrite(text, at, []byte{text[at] ^ 0x10}) }
+	page := os.Getpagesize()
+	// A page by its number, where a leaf that is no root lies.
+	leaf := func(text []byte) int {
+		for at := 2 * page; at < len(text); at += page {
+			if text[at+8] == 2 && text[at+10] > 2 && bytes.Contains(text[at:at+page], []byte(value[:100])) {
+				return at
+			}
+		}
+		t.Fatal("the file has no leaf with values in it")
+		return 0
+	}
+	end := func(text []byte) int { return len(bytes.TrimRight(text, "\x00")) }
+	tests := map[string]struct {
+		file  string
+		spoil func([]byte) []byte
+		want  string // empty: it goes on, with all that it acknowledged
+	}{
+		"the log's last sectors never reached the disk": {log, func(b []byte) []byte { return overwrite(b, (end(b)-100)&^511, make([]byte, 1024)) }, ""},
+		"the log is cut off in its last record":         {log, func(b []byte) []byte { return b[:end(b)-50] }, ""},
+		"a byte of the log's last record":               {log, func(b []byte) []byte { return flip(b, end(b)-100) }, "crc"},
+		"a byte in the middle of the log":               {log, func(b []byte) []byte { return flip(b, end(b)/2) }, "crc"},
+		"a byte of the newest snapshot":                 {snapshot, func(b []byte) []byte { return flip(b, len(b)/2) }, ""},
+		"the file's first header":                       {db, func(b []byte) []byte { return flip(b, 40) }, ""},
+		"the file's second header":                      {db, func(b []byte) []byte { return flip(b, page+40) }, ""},
+		"the file's headers":                            {db, func(b []byte) []byte { return flip(flip(b, 40), page+40) }, db},
+		"the kind of a page":                            {db, func(b []byte) []byte { return flip(b, leaf(b)+8) }, db},
+		"the keys of a page": {db, func(b []byte) []byte {
+			return overwrite(b, bytes.Index(b[leaf(b):], []byte(value[:100]))+leaf(b)-200, bytes.Repeat([]byte{0xff}, 150))
+		}, db},
+		"a page of zeros":     {db, func(b []byte) []byte { return overwrite(b, leaf(b), make([]byte, page)) }, db},
+		"the file is cut off": {db, func(b []byte) []byte { return b[:leaf(b)] }, db},
+		"the file is empty":   {db, func([]byte) []byte { return nil }, db},
+	}
+	for name, tt := range tests {
+		t.Run(name, func(t *testing.T) {
+			if err := errors.Join(os.RemoveAll(member), os.CopyFS(member, os.DirFS(good))); err != nil {
+				t.Fatal(err)
+			}
+			text, err := os.ReadFile(tt.file)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := os.WriteFile(tt.file, tt.spoil(text), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			if tt.want != "" {
+				if err := s.begin(t).fails(t); !strings.Contains(err.Error(), tt.want) || !strings.Contains(err.Error(), "backup") {
+					t.Errorf("err = %v, want %q and the remedy in it", err, tt.want)
+				}
+				return
+			}
+			s.start(t)
+			for i := range keys {
+				if key := fmt.Sprintf("/registry/%d", i); s.get(t, key) != value {
+					t.Errorf("%s is %.20q", key, s.get(t, key))
+				}
+			}
+			s.stop(t)
+		})
+	}
+}
+
 func overwrite(text []byte, offset int, b []byte) []byte {
 	out := bytes.Clone(text)
 	copy(out[offset:], b)

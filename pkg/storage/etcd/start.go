@@ -19,6 +19,9 @@ type running struct {
 
 // start starts etcd. Where etcd would end the process, the reason is an error here.
 func (s *Store) start(ctx context.Context, ec *embed.Config) (*running, error) {
+	if err := sound(s.cfg.Dir); err != nil {
+		return nil, s.explain(err)
+	}
 	fatal := make(chan error, 1)
 	ec.ZapLoggerBuilder = embed.NewZapLoggerBuilder(newLogger(ctx, s.log, fatal))
 	type result struct {
