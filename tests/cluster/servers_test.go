@@ -129,15 +129,21 @@ func (s *scene) through(node, server *hosts.Host) kubernetes.Interface {
 // throughWithin is through for who can wait longer.
 func (s *scene) throughWithin(patience time.Duration, node, server *hosts.Host) kubernetes.Interface {
 	s.Helper()
+	balancer := "127.0.0.1:6444"
+	if strings.Contains(node.IP(), ":") {
+		balancer = "[::1]:6444"
+	}
+	return s.apiAt(node, server, balancer, patience)
+}
+
+// apiAt is a client of the API at an address as it is seen from a node.
+func (s *scene) apiAt(node, server *hosts.Host, address string, patience time.Duration) kubernetes.Interface {
+	s.Helper()
 	rc, err := clientcmd.RESTConfigFromKubeConfig([]byte(s.file(server, "/etc/podo/podo.yaml")))
 	if err != nil {
 		s.Fatal(err)
 	}
-	balancer := "https://127.0.0.1:6444"
-	if strings.Contains(node.IP(), ":") {
-		balancer = "https://[::1]:6444"
-	}
-	rc.Host, rc.QPS, rc.Timeout = balancer, -1, patience
+	rc.Host, rc.QPS, rc.Timeout = "https://"+address, -1, patience
 	rc.Dial = func(_ context.Context, network, addr string) (net.Conn, error) {
 		return node.Dial(network, addr, 2*time.Second)
 	}
