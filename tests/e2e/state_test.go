@@ -92,9 +92,39 @@ func refusesDamagedDatastore(t *testing.T) {
 		}
 	}
 
+	// A kill leaves the latest writes in the log.
+	restore()
+	startCluster(t)
+	w.kubectl("create", "configmap", "written-last")
+	theCluster.crash(t)
+	if err := os.RemoveAll(good); err != nil {
+		t.Fatal(err)
+	}
+	copyTree(t, db, good)
+	for name, spoil := range map[string]func() error{
+		"the log is missing": func() error { return os.Remove(file + "-wal") },
+		"a byte of the log": func() error {
+			text, err := os.ReadFile(file + "-wal")
+			if err == nil {
+				text[1000] ^= 1
+				err = os.WriteFile(file+"-wal", text, 0o600)
+			}
+			return err
+		},
+	} {
+		restore()
+		if err := spoil(); err != nil {
+			t.Fatal(err)
+		}
+		same := unchanged(t, file)
+		startRefused(t, name, 1, "datastore", file+"-wal", "backup", "truncate")
+		same()
+	}
+
 	w.ok(w.works()) // through all of it
 	restore()
 	startCluster(t)
+	w.kubectl("get", "configmap", "written-last")
 	w.noticedNothing()
 }
 

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"go.etcd.io/bbolt"
+	berrors "go.etcd.io/bbolt/errors"
 )
 
 // sound walks through the file of a member as etcd's own library does when it opens it. That
@@ -31,6 +32,9 @@ func sound(dir string) (err error) {
 		}
 	}()
 	db, err := bbolt.Open(file, 0o600, &bbolt.Options{ReadOnly: true, Timeout: time.Second})
+	if errors.Is(err, berrors.ErrTimeout) {
+		return nil // another has it open still, which etcd waits for
+	}
 	if err != nil {
 		return err
 	}

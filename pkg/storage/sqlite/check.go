@@ -18,7 +18,7 @@ import (
 var ErrDamaged = errors.New("datastore damaged")
 
 // thorough is the size up to which every page is checked at start. That takes
-// about a millisecond a megabyte; larger files get their header checked.
+// about a millisecond a megabyte; of larger files the header and the log are checked.
 const thorough = 256 << 20
 
 // What the user_version of a file says, which SQLite leaves to its users: a file that was

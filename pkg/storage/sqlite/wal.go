@@ -32,12 +32,13 @@ func brokenAt(path string, page int64) (int64, error) {
 	return brokenIn(bufio.NewReaderSize(f, 1<<20), page)
 }
 
-// brokenIn looks for damage in the middle of a log, and returns where it is, or -1. SQLite goes no further than to the first frame that does not check, and says nothing
-// of those behind it.
+// brokenIn looks for damage in the middle of a log, and returns where it is, or -1. SQLite
+// goes no further than to the first frame that does not check, and says nothing of those
+// behind it.
 //
-// A log ends that way when the power goes, too: of the last transaction any part may be on
-// the disk. But none is begun before the one before it is on the disk as a whole. So what
-// checks behind the end of the transaction that does not was acknowledged, and would be lost.
+// A log is like that when the power has gone, too: of the last transaction any part may be on
+// the disk. But none is begun before the one before it is on the disk as a whole. So a
+// transaction behind the one that does not check was begun after that was acknowledged.
 func brokenIn(r io.Reader, page int64) (int64, error) {
 	header := make([]byte, logHeader)
 	if _, err := io.ReadFull(r, header); err != nil {
@@ -48,7 +49,7 @@ func brokenIn(r io.Reader, page int64) (int64, error) {
 		order = binary.BigEndian // the file comes from such a machine
 	}
 	last, salts := sumsAt(header, headerSums), [8]byte(header[16:])
-	broken, over := int64(-1), false // over: so is the transaction that does not check
+	broken, over := int64(-1), false // over: the transaction that does not check is
 	if (sums{}).add(order, header[:headerSums]) != last {
 		broken, over = 0, true
 	}

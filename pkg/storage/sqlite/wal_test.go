@@ -121,8 +121,8 @@ func TestDamagedLog(t *testing.T) {
 // TestTornLog has the power go during the last transaction: the log ends anywhere in it,
 // and of what is there any sectors may be as they were, which is nothing or an earlier log.
 func TestTornLog(t *testing.T) {
-	good, ends := logged(t, 20)
-	before, _ := logged(t, 20)
+	good, ends := logged(t, 10)
+	before, _ := logged(t, 10)
 	log := good["-wal"]
 	seed := rand.Uint64()
 	r := rand.New(rand.NewPCG(seed, 0))
@@ -132,12 +132,12 @@ func TestTornLog(t *testing.T) {
 			t.Fatalf("seed %d: %s: damaged at byte %d, %v", seed, what, at, err)
 		}
 	}
-	for range 3000 {
+	for range 1000 {
 		cut := r.IntN(len(log) + 1)
 		accepted(log[:cut], fmt.Sprint("cut off at byte ", cut))
 		accepted(append(bytes.Clone(log[:cut]), before["-wal"][cut:]...), fmt.Sprintf("cut off at byte %d, with an earlier log behind it", cut))
 	}
-	for i := range 3000 {
+	for i := range 2000 {
 		n := r.IntN(len(ends)-1) + 1
 		torn, old := bytes.Clone(log[:ends[n]]), make([]byte, ends[n])
 		if i%2 == 0 {
