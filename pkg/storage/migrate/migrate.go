@@ -146,6 +146,9 @@ func (s sealed) each(ctx context.Context, yield func(Record) error) error {
 func read(ctx context.Context, from plan.Storage, log *slog.Logger, do func(context.Context, source) error) error {
 	switch {
 	case from.SQLite != nil:
+		if err := sqlite.Check(ctx, from.SQLite.DB); err != nil {
+			return err
+		}
 		db, err := openSQLite(from.SQLite.DB)
 		if err != nil {
 			return err

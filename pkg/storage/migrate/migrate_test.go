@@ -204,6 +204,29 @@ func TestSQLiteToEtcdAndBack(t *testing.T) {
 	p.with(p.sqlite(), func(c *clientv3.Client) { p.check(c, want, then) })
 }
 
+// TestDamagedSource: what a kill left without its log is not taken over as if that were all.
+func TestDamagedSource(t *testing.T) {
+	p := newPlace(t)
+	p.with(p.sqlite(), func(c *clientv3.Client) {
+		p.populate(c, 10)
+		if err := os.CopyFS(p.paths.DB()+"-killed", os.DirFS(p.paths.DB())); err != nil {
+			t.Fatal(err)
+		}
+	})
+	killed := p.sqlite()
+	killed.SQLite.DB = filepath.Join(p.paths.DB()+"-killed", filepath.Base(p.paths.StateDB()))
+	if err := os.Remove(killed.SQLite.DB + "-wal"); err != nil {
+		t.Fatal(err)
+	}
+	to := p.etcd()
+	if _, err := Copy(t.Context(), killed, to, Options{Log: slog.New(slog.DiscardHandler)}); !errors.Is(err, sqlite.ErrDamaged) {
+		t.Errorf("err = %v, want ErrDamaged", err)
+	}
+	if _, err := os.Lstat(to.Etcd.Dir); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("an etcd was made: %v", err)
+	}
+}
+
 // TestStartTakesOver: whenever a start with etcd is cut off, the server has one whole
 // datastore, and the next start finishes.
 func TestStartTakesOver(t *testing.T) {

@@ -29,6 +29,10 @@ const (
 	marked = 0x706f646f // podo
 )
 
+// Check judges the file of a store that does not run, and held a cluster, for who only reads
+// it: SQLite would leave out what it cannot read of the log beside it.
+func Check(ctx context.Context, path string) error { return check(ctx, path, true) }
+
 // check reads the file at path without changing it. Known says that the file held
 // a cluster once.
 func check(ctx context.Context, path string, known bool) error {
