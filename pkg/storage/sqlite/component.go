@@ -92,11 +92,19 @@ func source(file string) string {
 func (s *Store) settle(ctx context.Context, db *sql.DB, mark int) {
 	ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
 	defer cancel()
-	_, err := db.ExecContext(ctx, fmt.Sprintf("PRAGMA user_version = %d", mark))
-	_, stuck := db.ExecContext(ctx, "PRAGMA wal_checkpoint(TRUNCATE)") // may work where the disk has no room for more
-	if err := errors.Join(err, stuck); err != nil {
-		s.log.Warn("datastore left its latest writes in the log beside it", "component", s.Name(), "path", s.plan.DB+"-wal", "err", err)
+	conn, err := db.Conn(ctx)
+	if err == nil {
+		_, err = conn.ExecContext(ctx, fmt.Sprintf("PRAGMA user_version = %d", mark))
+		_, stuck := conn.ExecContext(ctx, "PRAGMA wal_checkpoint(TRUNCATE)") // may work where the disk has no room for more
+		err = errors.Join(err, stuck)
 	}
+	if err != nil {
+		// Nor may another connection be the last to close: it would remove the log that the
+		// file says it needs. This one is not given back.
+		s.log.Warn("datastore left its latest writes in the log beside it", "component", s.Name(), "path", s.plan.DB+"-wal", "err", err)
+		return
+	}
+	conn.Close()
 }
 
 // Health asks the store one small question and returns its size in bytes and how

@@ -203,6 +203,19 @@ func TestLostLog(t *testing.T) {
 	}
 }
 
+// TestStopThatCannotWrite: a stop that cannot say in the file that it is whole, as on a full
+// disk, leaves the log there.
+func TestStopThatCannotWrite(t *testing.T) {
+	killed, _ := databases(t)
+	path := killed.lay(t)
+	s := newStore(filepath.Dir(filepath.Dir(path)))
+	db := must(sql.Open("sqlite3", source(path)+"&_query_only=1"))
+	s.settle(t.Context(), db, whole)
+	if err := errors.Join(db.Close(), check(t.Context(), path, true)); err != nil {
+		t.Error(err)
+	}
+}
+
 // TestSyncsEachTransaction asks a connection like those of the store.
 func TestSyncsEachTransaction(t *testing.T) {
 	db := must(sql.Open("sqlite3", source(filepath.Join(t.TempDir(), "state.db"))))
