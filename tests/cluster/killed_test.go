@@ -105,7 +105,8 @@ type ledger struct {
 	entries  map[string]entry
 	acks     []change // that the watch has yet to be asked for
 	writes   int
-	last     time.Time // of the last acknowledgement
+	begun    time.Time // when the last that was acknowledged was
+	last     time.Time // when it was acknowledged
 	revision int64     // the highest that was acknowledged
 
 	seen    map[change]bool // by the watch since the last check
@@ -160,6 +161,7 @@ func (l *ledger) write(name string) {
 	e.tried++
 	l.entries[name] = e
 	l.mu.Unlock()
+	begun := time.Now()
 	maps := l.client.CoreV1().ConfigMaps("default")
 	next := &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Name: name}, Data: map[string]string{"n": strconv.Itoa(e.tried)}}
 	var is *corev1.ConfigMap
@@ -172,7 +174,7 @@ func (l *ledger) write(name string) {
 	}
 	switch {
 	case err == nil:
-		l.acknowledged(is)
+		l.acknowledged(is, begun)
 	case apierrors.IsConflict(err), apierrors.IsAlreadyExists(err): // an earlier one was taken, and its answer lost
 		if is, err = maps.Get(l.ctx, name, metav1.GetOptions{}); err == nil {
 			l.read(is, e)
@@ -182,7 +184,7 @@ func (l *ledger) write(name string) {
 	}
 }
 
-func (l *ledger) acknowledged(is *corev1.ConfigMap) {
+func (l *ledger) acknowledged(is *corev1.ConfigMap, begun time.Time) {
 	c := l.changeOf(is)
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -193,7 +195,7 @@ func (l *ledger) acknowledged(is *corev1.ConfigMap) {
 	e.n, e.revision = c.n, c.revision
 	l.entries[c.name] = e
 	l.acks = append(l.acks, c)
-	l.last, l.writes, l.revision = time.Now(), l.writes+1, max(l.revision, c.revision)
+	l.begun, l.last, l.writes, l.revision = begun, time.Now(), l.writes+1, max(l.revision, c.revision)
 }
 
 // read compares what is there with what was known before it was asked for. What was read
@@ -212,14 +214,15 @@ func (l *ledger) read(is *corev1.ConfigMap, known entry) {
 	}
 }
 
-// taken waits for a write that was acknowledged after a moment, and returns how long after.
+// taken waits until a write is acknowledged that was begun after a moment, and returns how
+// long after. Answers to earlier ones may still be on their way then.
 func (l *ledger) taken(since time.Time) (took time.Duration) {
 	l.scene.Helper()
 	l.scene.within(90*time.Second, "a write is acknowledged after the kill", func() error {
 		l.mu.Lock()
 		defer l.mu.Unlock()
-		if took = l.last.Sub(since); took <= 0 {
-			return fmt.Errorf("the last was %s before", -took)
+		if took = l.last.Sub(since); !l.begun.After(since) {
+			return fmt.Errorf("the last was begun %s before", since.Sub(l.begun))
 		}
 		return nil
 	})
