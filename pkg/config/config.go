@@ -13,7 +13,7 @@ import (
 
 // Server is everything a server can be told. A server is also a node.
 type Server struct {
-	Node       `section:"This node"`
+	Node
 	Agents     Agents     `section:"Joining a cluster"`
 	Listener   Listener   `section:"API server"`
 	Datastore  Datastore  `section:"Datastore"`
@@ -24,6 +24,8 @@ type Server struct {
 
 // Node is everything any node can be told.
 type Node struct {
+	_ struct{} `section:"This node"` // for agents, who are told nothing else
+
 	Logging Logging `section:"Configuration and logging"`
 
 	DataDir string `name:"data-dir" alias:"d" help:"folder for state that must survive" placeholder:"DIR"`
@@ -127,7 +129,7 @@ type Kubeconfig struct {
 
 // Components switches parts off and passes flags through to them.
 type Components struct {
-	Disable []string `name:"disable" help:"part to leave out: coredns, gateway-api, local-storage, metrics-server, network-policy, servicelb, traefik, or a manifest of your own by the name of its file; objects it made earlier are removed" split:"true" shared:"true" placeholder:"PART"`
+	Disable []string `name:"disable" help:"part to leave out: coredns, gateway-api, local-storage, metrics-server, network-policy, servicelb, traefik, or a manifest of your own by the name of its file; objects it made earlier are removed" split:"true" shared:"true" order:"any" placeholder:"PART"`
 
 	LocalStorage string `name:"default-local-storage-path" help:"folder of each node for volumes of the class local-path (default: storage in the data directory)" shared:"true" placeholder:"DIR"`
 

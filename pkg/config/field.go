@@ -30,6 +30,7 @@ type Field struct {
 
 	env   string // further environment spelling, without prefix
 	split bool   // a comma separates values wherever they are written
+	mixed bool   // its values mean the same in any order, however often each is given
 	value reflect.Value
 }
 
@@ -45,11 +46,14 @@ func walk(v reflect.Value, section string, out []Field) []Field {
 			under = s
 		}
 		switch {
+		case sf.Name == "_": // the heading of what follows in this struct
+			section = under
 		case tag("name") != "":
 			f := Field{
 				Name: tag("name"), Help: tag("help"), Placeholder: tag("placeholder"), Section: under,
 				Shared: tag("shared") == "true", Hidden: tag("hidden") == "true", Deprecated: tag("deprecated"),
-				Args: tag("args") == "true", env: tag("env"), split: tag("split") == "true", value: fv,
+				Args: tag("args") == "true", env: tag("env"), split: tag("split") == "true",
+				mixed: tag("order") == "any", value: fv,
 			}
 			if a := tag("alias"); a != "" {
 				f.Aliases = strings.Split(a, ",")
@@ -63,13 +67,19 @@ func walk(v reflect.Value, section string, out []Field) []Field {
 }
 
 // Shared are the settings that all servers of a cluster must have the same, by name,
-// each as a user would write it.
+// each as a user would write it. What means the same reads the same.
 func Shared(cfg Server) map[string]string {
 	out := map[string]string{}
 	for _, f := range Fields(&cfg) {
-		if f.Shared {
-			out[f.Name] = f.String()
+		if !f.Shared {
+			continue
 		}
+		values := f.Values()
+		if f.mixed {
+			slices.Sort(values)
+			values = slices.Compact(values)
+		}
+		out[f.Name] = strings.Join(values, ",")
 	}
 	return out
 }

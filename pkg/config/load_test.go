@@ -299,6 +299,40 @@ func TestFieldsAreUniqueAndDocumented(t *testing.T) {
 	}
 }
 
+// TestSettingsOfANodeHaveHeadings: an agent's help shows them without a server's beside them.
+func TestSettingsOfANodeHaveHeadings(t *testing.T) {
+	cfg := config.Default()
+	of := map[string]string{}
+	for _, f := range config.Fields(&cfg) {
+		of[f.Name] = f.Section
+	}
+	for _, f := range config.Fields(&cfg.Node) {
+		if f.Section == "" || f.Section != of[f.Name] {
+			t.Errorf("%s: is under %q, and of a server under %q", f.Name, f.Section, of[f.Name])
+		}
+	}
+}
+
+// TestSharedSettingsThatMeanTheSame: what is left out is the same in any order, and said
+// twice. The first range is the cluster's first family.
+func TestSharedSettingsThatMeanTheSame(t *testing.T) {
+	shared := func(name string, values ...string) string {
+		cfg := config.Default()
+		if _, err := config.Apply(&cfg, []config.Setting{setting("f:1", name, values...)}); err != nil {
+			t.Fatal(err)
+		}
+		return config.Shared(cfg)[name]
+	}
+	for _, values := range [][]string{{"servicelb,traefik"}, {"traefik,servicelb"}, {"traefik", "servicelb", "traefik"}} {
+		if got := shared("disable", values...); got != "servicelb,traefik" {
+			t.Errorf("disable %q is shared as %q", values, got)
+		}
+	}
+	if got := shared("cluster-cidr", "fd00:42::/56,10.42.0.0/16"); got != "fd00:42::/56,10.42.0.0/16" {
+		t.Errorf("the order of ranges is lost: %q", got)
+	}
+}
+
 func TestSecretDoesNotPrint(t *testing.T) {
 	cfg := config.Default()
 	config.Apply(&cfg, []config.Setting{setting("f:1", "token", "hunter2")})
