@@ -54,6 +54,7 @@ type cluster struct {
 	srv     *httptest.Server
 	handler *server
 	cas     pki.Authorities
+	paths   paths.Paths // where those are
 	records *Records
 	owners  Owners // that the server has heard of: none, unless a test says so
 	api     *secrets
@@ -67,9 +68,9 @@ type cluster struct {
 
 func newCluster(t *testing.T) *cluster {
 	t.Helper()
-	c := &cluster{t: t, api: &secrets{kept: map[string]*corev1.Secret{}}, logs: &buffer{}}
+	c := &cluster{t: t, paths: paths.New(t.TempDir()), api: &secrets{kept: map[string]*corev1.Secret{}}, logs: &buffer{}}
 	var err error
-	if c.cas, err = pki.EnsureCAs(paths.New(t.TempDir()), time.Now); err != nil {
+	if c.cas, err = pki.EnsureCAs(c.paths, time.Now); err != nil {
 		t.Fatal(err)
 	}
 	api := httptest.NewServer(c.api)
@@ -325,6 +326,12 @@ func (s *secrets) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		s.kept[name] = have
 	}
 	s.answer(w, have)
+}
+
+func (s *secrets) count() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return len(s.kept)
 }
 
 func (s *secrets) answer(w http.ResponseWriter, what any) {
