@@ -48,7 +48,7 @@ func TestKilledUnderWrites(t *testing.T) {
 	_, ip := s.podOn(one.Host, one.Host, "web")
 	quiet := s.talk(one.Host, ip)
 
-	l := s.ledger(s.apiAt(one.Host, one.Host, net.JoinHostPort("127.0.0.1", "6443"), 5*time.Second))
+	l := s.ledger(s.at(one.Host, 5*time.Second))
 	var took []time.Duration
 	for i := range kills {
 		time.Sleep(time.Duration(random.IntN(2500)) * time.Millisecond)

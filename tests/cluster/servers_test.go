@@ -2,8 +2,10 @@ package cluster
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -104,15 +106,25 @@ func (m *station) up() {
 	m.start()
 }
 
-// members waits until the cluster has so many members that answer.
+// members waits until the cluster has so many members, which all answer and vote.
 func (s *scene) members(server *hosts.Host, n int) {
 	s.Helper()
 	s.within(60*time.Second, fmt.Sprintf("%d members", n), func() error {
-		out, err := server.Run("podo", "etcd", "member-list")
+		out, err := server.Run("podo", "etcd", "member-list", "-o", "json")
 		if err != nil {
 			return err
 		}
-		if got := strings.Count(out, "follower") + strings.Count(out, "leader"); got != n {
+		var list []struct {
+			Learner bool
+			Err     string
+		}
+		decode(s.T, out, &list)
+		for _, m := range list {
+			if m.Learner || m.Err != "" {
+				return fmt.Errorf("%s", out)
+			}
+		}
+		if len(list) != n {
 			return fmt.Errorf("%s", out)
 		}
 		return nil
@@ -129,21 +141,26 @@ func (s *scene) through(node, server *hosts.Host) kubernetes.Interface {
 // throughWithin is through for who can wait longer.
 func (s *scene) throughWithin(patience time.Duration, node, server *hosts.Host) kubernetes.Interface {
 	s.Helper()
-	balancer := "127.0.0.1:6444"
-	if strings.Contains(node.IP(), ":") {
-		balancer = "[::1]:6444"
-	}
-	return s.apiAt(node, server, balancer, patience)
+	return s.dial(patience, node, "6444", server)
 }
 
-// apiAt is a client of the API at an address as it is seen from a node.
-func (s *scene) apiAt(node, server *hosts.Host, address string, patience time.Duration) kubernetes.Interface {
+// at is a client of a server's own API, which no balancer leads elsewhere.
+func (s *scene) at(server *hosts.Host, patience time.Duration) kubernetes.Interface {
+	s.Helper()
+	return s.dial(patience, server, "6443", server)
+}
+
+func (s *scene) dial(patience time.Duration, node *hosts.Host, port string, server *hosts.Host) kubernetes.Interface {
 	s.Helper()
 	rc, err := clientcmd.RESTConfigFromKubeConfig([]byte(s.file(server, "/etc/podo/podo.yaml")))
 	if err != nil {
 		s.Fatal(err)
 	}
-	rc.Host, rc.QPS, rc.Timeout = "https://"+address, -1, patience
+	loopback := "127.0.0.1"
+	if strings.Contains(node.IP(), ":") {
+		loopback = "::1"
+	}
+	rc.Host, rc.QPS, rc.Timeout = "https://"+net.JoinHostPort(loopback, port), -1, patience
 	rc.Dial = func(_ context.Context, network, addr string) (net.Conn, error) {
 		return node.Dial(network, addr, 2*time.Second)
 	}
@@ -154,7 +171,7 @@ func (s *scene) apiAt(node, server *hosts.Host, address string, patience time.Du
 	return client
 }
 
-// A writer writes a hundred objects a second, and remembers those that were
+// A writer writes ten objects a second with each worker, and remembers those that were
 // acknowledged.
 type writer struct {
 	scene  *scene
@@ -168,13 +185,17 @@ type writer struct {
 	gap  time.Duration // the longest between two acknowledgements
 }
 
-func (s *scene) write(client kubernetes.Interface) *writer {
+// write writes a hundred objects a second.
+func (s *scene) write(client kubernetes.Interface) *writer { return s.writeAs("w", 10, client) }
+
+// writeAs is write with so many workers, whose objects have names of their own.
+func (s *scene) writeAs(prefix string, workers int, client kubernetes.Interface) *writer {
 	ctx, stop := context.WithCancel(s.Context())
 	w := &writer{scene: s, client: client, stop: stop, last: time.Now()}
-	for worker := range 10 {
+	for worker := range workers {
 		w.done.Go(func() {
 			for i := 0; ctx.Err() == nil; i++ {
-				name := fmt.Sprintf("w%d-%d", worker, i)
+				name := fmt.Sprintf("%s%d-%d", prefix, worker, i)
 				_, err := client.CoreV1().ConfigMaps("default").Create(ctx, &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Name: name}}, metav1.CreateOptions{})
 				if err == nil || apierrors.IsAlreadyExists(err) {
 					w.mu.Lock()
@@ -228,6 +249,9 @@ func (w *writer) verify() {
 		}
 	}
 	w.scene.Logf("%d writes acknowledged, %d lost", len(w.kept), lost)
+	if len(w.kept) == 0 {
+		w.scene.Error("no write was acknowledged, so nothing is shown")
+	}
 }
 
 // three begins a cluster of three servers, each with further arguments, and an agent.
@@ -270,43 +294,163 @@ func TestAnyServerMayBeLost_alone(t *testing.T) {
 }
 
 // TestIsolatedServerComesBack_alone: each server is cut off in turn and rejoins, while the
-// others go on.
+// others go on, with a new leader within moments if it was that. Alone it acknowledges no
+// write and shows nothing that may be old, and nor does any of three that are all apart.
 func TestIsolatedServerComesBack_alone(t *testing.T) {
 	s := alone(t)
 	servers, agent := s.three()
 	w := s.write(s.through(agent, servers[0].Host))
 	for _, m := range servers {
+		led := s.leader(servers) == m
 		w.reset()
+		began := time.Now()
 		s.net.Isolate(m.Host)
-		time.Sleep(8 * time.Second)
+		if led {
+			s.elected(m, servers, 3*time.Second)
+		}
+		s.cutOff(m)
+		time.Sleep(8*time.Second - time.Since(began))
 		gap := w.longest()
-		t.Logf("%s isolated: longest time without an acknowledged write %s", m.Name(), gap.Round(10*time.Millisecond))
+		t.Logf("%s isolated (leader: %t): longest time without an acknowledged write %s", m.Name(), led, gap.Round(10*time.Millisecond))
 		if gap > 5*time.Second {
 			t.Errorf("%s was isolated: no write for %s, want 5s at most", m.Name(), gap)
 		}
 		s.net.Heal()
 		s.members(m.Host, 3)
 	}
+
+	for i, m := range servers {
+		s.net.Cut(m.Host, servers[(i+1)%3].Host)
+	}
+	time.Sleep(3 * time.Second) // what was under way is acknowledged
+	before := w.count()
+	s.cutOff(servers...)
+	if n := w.count() - before; n > 0 {
+		t.Errorf("%d writes were acknowledged while no server reached another", n)
+	}
+	s.net.Heal()
+	healed := time.Now()
+	s.within(60*time.Second, "writes after the split", func() error {
+		if w.count() == before {
+			return errors.New("none is acknowledged")
+		}
+		return nil
+	})
+	t.Logf("writes %s after a split of three ways", time.Since(healed).Round(10*time.Millisecond))
+	s.members(servers[0].Host, 3)
 	w.verify()
 }
 
-// TestWipedServerRejoins: a server whose disk was lost joins again under its name.
+// elected waits until one of the servers leads the others, in place of one that is lost.
+func (s *scene) elected(lost *station, servers []*station, limit time.Duration) {
+	s.Helper()
+	began := time.Now()
+	for time.Since(began) < limit+10*time.Second {
+		for _, m := range servers {
+			text, err := s.get(m.Host, "127.0.0.1:2381", "/metrics")
+			if m == lost || err != nil || !strings.Contains(text, "\netcd_server_is_leader 1\n") {
+				continue
+			}
+			took := time.Since(began)
+			s.Logf("%s leads %s after %s was lost", m.Name(), took.Round(10*time.Millisecond), lost.Name())
+			if took > limit {
+				s.Errorf("a new leader after %s, want %s at most", took, limit)
+			}
+			return
+		}
+		time.Sleep(20 * time.Millisecond)
+	}
+	s.Errorf("no new leader %s after %s was lost", time.Since(began), lost.Name())
+}
+
+// cutOff holds that servers without the majority answer with an error what they cannot
+// know: a write, and reads of what is so now, of one object and of many.
+func (s *scene) cutOff(servers ...*station) {
+	s.Helper()
+	var asked sync.WaitGroup
+	for _, m := range servers {
+		maps := s.at(m.Host, 12*time.Second).CoreV1().ConfigMaps("kube-public")
+		for what, ask := range map[string]func() error{
+			"a write": func() error {
+				_, err := maps.Create(s.Context(), &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{GenerateName: "of-" + m.Name()}}, metav1.CreateOptions{})
+				return err
+			},
+			"a read": func() error {
+				_, err := maps.Get(s.Context(), "kube-root-ca.crt", metav1.GetOptions{})
+				return err
+			},
+			"a list": func() error {
+				_, err := maps.List(s.Context(), metav1.ListOptions{})
+				return err
+			},
+		} {
+			asked.Go(func() {
+				began := time.Now()
+				err := ask()
+				s.Logf("%s, cut off, is asked for %s and says after %s: %v", m.Name(), what, time.Since(began).Round(10*time.Millisecond), err)
+				if err == nil {
+					s.Errorf("%s, cut off, answers %s", m.Name(), what)
+				}
+			})
+		}
+	}
+	asked.Wait()
+}
+
+// TestWipedServerRejoins: a server whose disk was lost joins again under its name, in the
+// place of its member, while the API takes writes by an agent's balancer. It was the
+// server that the agent joined by: meanwhile the agent starts anew with those it has on
+// its disk.
 func TestWipedServerRejoins(t *testing.T) {
 	s := begin(t)
-	servers, _ := s.three()
-	three := servers[2]
-	three.down()
-	three.Host.Wipe()
-	s.within(90*time.Second, "node three noticed as gone", func() error {
-		out, err := servers[0].Kubectl("get", "node", "three", "-o", `jsonpath={.status.conditions[?(@.type=="Ready")].status}`)
+	const parts = "servicelb,traefik"
+	servers, agent := s.three("--disable", parts)
+	one, two := servers[0], servers[1]
+	w := s.writeAs("lost", 2, s.through(agent, one.Host))
+	two.down()
+	two.Host.Wipe()
+	s.within(90*time.Second, "node two noticed as gone", func() error {
+		out, err := one.Kubectl("get", "node", "two", "-o", `jsonpath={.status.conditions[?(@.type=="Ready")].status}`)
 		if err != nil || out == "True" {
 			return fmt.Errorf("Ready is %q, %v", out, err)
 		}
 		return nil
 	})
-	three.start()
-	s.ready(servers[0].Host, three.Host)
-	s.members(servers[0].Host, 3)
+	s.gap(w, "a server is lost")
+	w.verify()
+
+	agent.Reboot()
+	s.start(agent, "agent", "--server", url(two.Host)) // no token
+	s.podo(agent, "status", "--wait=60s")
+	if c, err := agent.Dial("tcp", two.IP()+":6443", time.Second); err == nil {
+		c.Close()
+		t.Error("the server that the agent joined by is there: nothing is shown")
+	}
+	w = s.writeAs("back", 2, s.through(agent, one.Host))
+	s.within(10*time.Second, "writes by the agent's balancer", func() error {
+		if w.count() == 0 {
+			return errors.New("none is acknowledged")
+		}
+		return nil
+	})
+	w.reset()
+	two.args[slices.Index(two.args, parts)] = "traefik,servicelb" // the same
+	two.start()
+	s.members(one.Host, 3)
+	s.ready(one.Host, two.Host, agent)
+	s.members(two.Host, 3)
+	s.gap(w, "it joins again")
+	w.verify()
+}
+
+// gap judges the longest time without a write while other tests run beside.
+func (s *scene) gap(w *writer, when string) {
+	s.Helper()
+	gap := w.longest()
+	s.Logf("while %s: longest time without an acknowledged write %s", when, gap.Round(10*time.Millisecond))
+	if gap > 10*time.Second {
+		s.Errorf("no write for %s while %s, want 10s at most", gap, when)
+	}
 }
 
 // TestDeletedServerLeavesEtcd: etcd forgets a server that is gone when its node is deleted, and
