@@ -3,6 +3,7 @@ package cluster
 import (
 	"fmt"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -10,8 +11,9 @@ import (
 )
 
 // TestPodsOutliveTheServer: while the server is stopped, killed, or gone when the
-// agent itself is started again, the agent's pods answer without a pause and are
-// not started anew. When the server is back, exec and logs reach them soon.
+// agent itself is started again, or stands still for half a minute, the agent's pods answer
+// without a pause and are not started anew. When the server is back, exec and logs reach
+// them soon.
 func TestPodsOutliveTheServer(t *testing.T) {
 	s := begin(t)
 	server := s.net.Host("server")
@@ -72,6 +74,46 @@ func TestPodsOutliveTheServer(t *testing.T) {
 			}
 		})
 	}
+	t.Run("frozen", func(t *testing.T) {
+		s := s.in(t)
+		silent := s.watch(one, ip+":8080", service+":80")
+		before := s.nodeChanges(server, "server")
+		lookout := server.Start("podo", "kubectl", "get", "configmaps", "--watch", "-o", "name")
+		s.within(15*time.Second, "a watch", func() error { return contains(lookout.Log(), "kube-root-ca.crt") })
+		if err := p.Signal(syscall.SIGSTOP); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(30 * time.Second)
+		if err := p.Signal(syscall.SIGCONT); err != nil {
+			t.Fatal(err)
+		}
+		began := time.Now()
+		s.within(20*time.Second, "a write", func() error {
+			out, err := server.Kubectl("create", "configmap", "thawed")
+			if err != nil {
+				return fmt.Errorf("%w: %s", err, out)
+			}
+			return nil
+		})
+		s.within(20*time.Second, "the watch goes on", func() error { return contains(lookout.Log(), "thawed") })
+		t.Logf("a write, and its event in a watch, %s after half a minute's pause", time.Since(began).Round(100*time.Millisecond))
+		s.apply(server, strings.ReplaceAll(late, "$NODE", one.Name())) // the scheduler and both kubelets go on
+		s.running(server, "app=late")
+		s.reached(server, pod)
+		if failed := silent(); len(failed) > 0 {
+			t.Errorf("%d requests had no answer, the first: %v", len(failed), failed[0])
+		}
+		if now := s.podo(one, "crictl", "ps", "-q"); !strings.HasSuffix(now, containers) {
+			t.Errorf("containers on the agent:\n%s\nbefore:\n%s", now, containers)
+		}
+		if after := s.nodeChanges(server, "server"); after != before {
+			t.Errorf("nodes became not Ready or pods were evicted: %s", after)
+		}
+		if !p.Running() {
+			t.Errorf("the server ended:\n%s", p.Tail(20))
+		}
+		s.end(lookout)
+	})
 }
 
 // reached has exec and logs reach a pod.

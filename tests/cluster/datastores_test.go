@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -39,20 +40,43 @@ func (s *scene) started(server *hosts.Host) string {
 	return s.kubectl(server, "get", "pod", "sleeper", "-o", "jsonpath={.metadata.uid} {.status.containerStatuses[0].containerID} {.status.containerStatuses[0].restartCount}")
 }
 
+// let gives a host what it must show a database that lets in who shows a certificate, and
+// returns the flags for it.
+func (s *scene) let(h *hosts.Host, db *externaltest.Database) (flags []string) {
+	s.Helper()
+	x := db.External()
+	for flag, file := range map[string]string{"--datastore-cafile": x.CA, "--datastore-certfile": x.Files.Cert, "--datastore-keyfile": x.Files.Key} {
+		if file == "" {
+			continue
+		}
+		text, err := os.ReadFile(file)
+		if err != nil {
+			s.Fatal(err)
+		}
+		to := "/root/" + filepath.Base(file)
+		if err := os.WriteFile(h.Path(to), text, 0o600); err != nil {
+			s.Fatal(err)
+		}
+		flags = append(flags, flag, to)
+	}
+	return flags
+}
+
 // TestServersShareADatabase: several servers on one database are one cluster. One may
 // be lost; without the database pods go on, and all of it comes back by itself.
 func TestServersShareADatabase(t *testing.T) {
 	t.Parallel()
-	for _, kind := range []string{"postgres", "mysql", "nats"} {
+	for _, kind := range []string{"postgres", "mysql", "nats", "etcd"} {
 		t.Run(kind, func(t *testing.T) {
 			s := begin(t)
 			db, h := s.database(kind)
 			at := func(more ...string) []string {
 				return append([]string{"server", "--datastore-endpoint", db.URL()}, more...)
 			}
-			one := s.station("one", at()...)
+			first, second := s.net.Host("one"), s.net.Host("two")
+			one := s.keep(first, at(s.let(first, db)...)...)
 			s.ready(one.Host, one.Host)
-			two := s.station("two", at("--token", s.serverToken(one.Host))...)
+			two := s.keep(second, at(append(s.let(second, db), "--token", s.serverToken(one.Host))...)...)
 			agent := s.agent("agent", one.Host)
 			s.ready(one.Host, two.Host, agent)
 			s.kubectl(two.Host, "cordon", "one") // it will be lost

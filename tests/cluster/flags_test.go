@@ -1,6 +1,10 @@
 package cluster
 
 import (
+	"crypto/tls"
+	"fmt"
+	"io"
+	"net/http"
 	"strings"
 	"testing"
 	"time"
@@ -9,10 +13,13 @@ import (
 )
 
 // TestWaysToTheServers: an agent's balancer listens where it is told, or not at all, and
-// pods run on both. Two servers are warned of, and etcd tells outside what it measures.
+// pods run on both. Two servers are warned of, and etcd tells outside what it measures,
+// and nothing else to who shows no certificate of its cluster's. Servers dial kubelets
+// if they are told to, and leave the controllers and the scheduler to others.
 func TestWaysToTheServers(t *testing.T) {
 	s := begin(t)
-	server := s.station("server", "server", "--cluster-init", "--etcd-expose-metrics")
+	dial := []string{"--egress-selector-mode", "disabled"}
+	server := s.station("server", append([]string{"server"}, append(dial, "--cluster-init", "--etcd-expose-metrics")...)...)
 	s.ready(server.Host, server.Host)
 	elsewhere := s.agent("elsewhere", server.Host, "--lb-server-port", "7444")
 	direct := s.agent("direct", server.Host, "--disable-apiserver-lb")
@@ -32,9 +39,17 @@ func TestWaysToTheServers(t *testing.T) {
 	}
 	s.apply(server.Host, twoPlaces)
 	s.rolledOut(server.Host, "web")
+	const nft = "/var/lib/podo/bin/current/nft"
 	for _, h := range []*hosts.Host{elsewhere, direct} {
+		if out, err := h.Run(nft, "add table inet seen; add chain inet seen in { type filter hook input priority -300; }; "+
+			"add rule inet seen in ip saddr "+server.IP()+" tcp dport 10250 tcp flags & (syn | ack) == syn counter"); err != nil {
+			t.Fatalf("%v %s", err, out)
+		}
 		name, _ := s.podOn(server.Host, h, "web")
 		s.reached(server.Host, name)
+		if out, err := h.Run(nft, "list", "chain", "inet", "seen", "in"); err != nil || !strings.Contains(out, "counter packets ") || strings.Contains(out, "counter packets 0 ") {
+			t.Errorf("the server did not dial the kubelet of %s: %v\n%s", h.Name(), err, out)
+		}
 	}
 
 	text, err := s.get(direct, server.IP()+":2381", "/metrics")
@@ -42,10 +57,57 @@ func TestWaysToTheServers(t *testing.T) {
 		t.Errorf("etcd's metrics from another machine: %v\n%.300s", err, text)
 	}
 
-	second := s.peer("second", server.Host)
+	for port, path := range map[string]string{"2379": "/health", "2380": "/members"} {
+		page := "https://" + server.IP() + ":" + port + path
+		known := s.certificate(server.Host, "/var/lib/podo/server/tls/etcd-client")
+		if err := s.asked(direct, page, known); err != nil {
+			t.Errorf("port %s, with a certificate of etcd's callers: %v", port, err)
+		}
+		for who, cert := range map[string]*tls.Certificate{
+			"nobody": nil, "one who made it": s.selfMade("etcd-client", ""), "a kubelet": s.certificate(direct, "/var/lib/podo/agent/tls/kubelet"),
+		} {
+			if err := s.asked(direct, page, cert); err == nil || !strings.Contains(err.Error(), "tls: ") {
+				t.Errorf("port %s, with the certificate of %s: %v, want TLS to refuse it", port, who, err)
+			}
+		}
+	}
+
+	second := s.peer("second", server.Host, append(dial, "--disable-scheduler", "--disable-controller-manager")...)
 	s.ready(server.Host, second.Host)
+	var report struct{ Components []struct{ Name string } }
+	decode(t, s.podo(second.Host, "status", "--wait=30s", "-o", "json"), &report)
+	if parts := fmt.Sprint(report.Components); !strings.Contains(parts, "kube-apiserver") || strings.Contains(parts, "kube-scheduler") || strings.Contains(parts, "kube-controller-manager") {
+		t.Errorf("parts of a server that leaves some to others: %s", parts)
+	}
+	s.apply(second.Host, sleeper)
+	s.running(second.Host, "app=sleeper")
 	s.within(20*time.Second, "two servers are warned of", func() error { return contains(second.log(), "two servers are worth less than one") })
 	if _, err := s.get(direct, second.IP()+":2381", "/metrics"); err == nil {
 		t.Error("a server that was not told to tells its metrics to other machines")
 	}
+}
+
+// certificate is one that a host keeps.
+func (s *scene) certificate(h *hosts.Host, name string) *tls.Certificate {
+	s.Helper()
+	cert, err := tls.LoadX509KeyPair(h.Path(name+".crt"), h.Path(name+".key"))
+	if err != nil {
+		s.Fatal(err)
+	}
+	return &cert
+}
+
+// asked asks for a page by TLS from a host, showing a certificate or none.
+func (s *scene) asked(from *hosts.Host, page string, cert *tls.Certificate) error {
+	client := s.client(from, cert)
+	defer client.CloseIdleConnections()
+	res, err := client.Get(page)
+	if err != nil {
+		return err
+	}
+	defer res.Body.Close()
+	if text, err := io.ReadAll(res.Body); err != nil || res.StatusCode != http.StatusOK {
+		return fmt.Errorf("%s: %s (%v)", res.Status, text, err)
+	}
+	return nil
 }

@@ -42,8 +42,9 @@ func (s *scene) advertised(from *hosts.Host, servers ...*hosts.Host) {
 	})
 }
 
-// TestServerThatMoved: the only server gets another address while it runs. It goes on
-// by itself, and an agent that is told the new address stays the same node.
+// TestServerThatMoved: the only server gets another address while it runs, and one more
+// while it is off. It goes on by itself, and an agent that is told the new address stays
+// the same node.
 func TestServerThatMoved(t *testing.T) {
 	s := begin(t)
 	server := s.server("server")
@@ -59,20 +60,36 @@ func TestServerThatMoved(t *testing.T) {
 	s.advertised(server, server)
 	s.ready(server, server)
 
-	s.end(process)
-	s.start(agent, "agent", "--server", url(server)) // no token
-	s.ready(server, agent)
-	s.within(30*time.Second, "logs of every pod", func() error {
-		for _, pod := range strings.Fields(s.kubectl(server, "get", "pods", "-l", "app=web", "-o", `jsonpath={.items[*].metadata.name}`)) {
-			if out, err := server.Kubectl("logs", pod); err != nil {
-				return fmt.Errorf("%s: %w: %s", pod, err, out)
+	told := func() {
+		s.Helper()
+		s.end(process)
+		process = s.start(agent, "agent", "--server", url(server)) // no token
+		s.podo(agent, "status", "--wait=60s")
+		s.ready(server, agent)
+		s.within(60*time.Second, "logs of every pod", func() error {
+			for _, pod := range strings.Fields(s.kubectl(server, "get", "pods", "-l", "app=web", "-o", `jsonpath={.items[*].metadata.name}`)) {
+				if out, err := server.Kubectl("logs", pod); err != nil {
+					return fmt.Errorf("%s: %w: %s", pod, err, out)
+				}
 			}
-		}
-		return nil
-	})
+			return nil
+		})
+	}
+	told()
 	if after := s.kubectl(server, "get", "pods", "-l", "app=web", "-o", `jsonpath={.items[*].status.containerStatuses[0].containerID}`); after != before {
 		t.Errorf("containers before %s\nafter %s", before, after)
 	}
+
+	server.Off()
+	server.SetIP("10.99.0.78")
+	server.On()
+	began := time.Now()
+	s.start(server, "server")
+	s.known(server, server)
+	s.advertised(server, server)
+	t.Logf("at its other address %s after its start", time.Since(began).Round(100*time.Millisecond))
+	s.ready(server, server)
+	told()
 }
 
 // TestAgentThatMoved: an agent gets another address while it runs.
@@ -104,13 +121,20 @@ func TestAgentThatMoved(t *testing.T) {
 	})
 }
 
-// TestServersThatMoveOneByOne: each of three servers gets another address in turn. Its
-// member of etcd tells the others, and all three serve.
+// TestServersThatMoveOneByOne: each of three servers gets another address in turn, the last
+// while it is off. Its member of etcd tells the others, and all three serve.
 func TestServersThatMoveOneByOne(t *testing.T) {
 	s := begin(t)
 	servers, agent := s.three()
 	for i, m := range servers {
+		off := i == 2
+		if off {
+			m.down()
+		}
 		m.SetIP(fmt.Sprintf("10.99.0.%d", 201+i))
+		if off {
+			m.up()
+		}
 		other := servers[(i+1)%3].Host
 		s.known(other, m.Host)
 		s.members(m.Host, 3)

@@ -34,7 +34,7 @@ func TestNodeNotesThingsAboutItselfOnly(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		client := s.client(thief, server, &cert)
+		client := s.client(thief, &cert)
 		patch := func(path, metadata string, allowed bool) {
 			req, err := http.NewRequestWithContext(t.Context(), http.MethodPatch, url(server)+"/api/v1/nodes/"+path,
 				strings.NewReader(`{"metadata":`+metadata+`}`))

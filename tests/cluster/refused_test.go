@@ -98,7 +98,7 @@ func TestRefusedJoinsNameTheRemedy(t *testing.T) {
 			s.Fatal(err)
 		}
 		itself := func() int {
-			res, err := s.client(two, server, &old).Get(url(server) + "/api/v1/nodes/one")
+			res, err := s.client(two, &old).Get(url(server) + "/api/v1/nodes/one")
 			if err != nil {
 				s.Fatal(err)
 			}
@@ -116,7 +116,7 @@ func TestRefusedJoinsNameTheRemedy(t *testing.T) {
 		if got := itself(); got != http.StatusOK {
 			s.Errorf("before it is replaced, the old machine's certificate gets %d", got)
 		}
-		patient := s.client(two, server, &old)
+		patient := s.client(two, &old)
 		patient.Timeout = 0
 		watch, err := patient.Get(url(server) + "/api/v1/nodes?watch=1&fieldSelector=metadata.name=one")
 		if err != nil {

@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
@@ -48,7 +50,13 @@ type station struct {
 // station turns a host on and keeps podo running there.
 func (s *scene) station(name string, args ...string) *station {
 	s.Helper()
-	m := &station{Host: s.net.Host(name), scene: s, args: args}
+	return s.keep(s.net.Host(name), args...)
+}
+
+// keep keeps podo running on a host.
+func (s *scene) keep(h *hosts.Host, args ...string) *station {
+	s.Helper()
+	m := &station{Host: h, scene: s, args: args}
 	m.start()
 	return m
 }
@@ -367,20 +375,23 @@ func (s *scene) elected(lost *station, servers []*station, limit time.Duration) 
 // know: a write, and reads of what is so now, of one object and of many.
 func (s *scene) cutOff(servers ...*station) {
 	s.Helper()
+	const patience = 12 * time.Second
+	ctx, cancel := context.WithTimeout(s.Context(), patience)
+	defer cancel()
 	var asked sync.WaitGroup
 	for _, m := range servers {
-		maps := s.at(m.Host, 12*time.Second).CoreV1().ConfigMaps("kube-public")
+		maps := s.at(m.Host, patience).CoreV1().ConfigMaps("kube-public")
 		for what, ask := range map[string]func() error{
 			"a write": func() error {
-				_, err := maps.Create(s.Context(), &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{GenerateName: "of-" + m.Name()}}, metav1.CreateOptions{})
+				_, err := maps.Create(ctx, &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{GenerateName: "of-" + m.Name()}}, metav1.CreateOptions{})
 				return err
 			},
 			"a read": func() error {
-				_, err := maps.Get(s.Context(), "kube-root-ca.crt", metav1.GetOptions{})
+				_, err := maps.Get(ctx, "kube-root-ca.crt", metav1.GetOptions{})
 				return err
 			},
 			"a list": func() error {
-				_, err := maps.List(s.Context(), metav1.ListOptions{})
+				_, err := maps.List(ctx, metav1.ListOptions{})
 				return err
 			},
 		} {
@@ -480,13 +491,21 @@ func TestDeletedServerLeavesEtcd(t *testing.T) {
 }
 
 // TestLostQuorumIsResetByOneCommand: two of three servers are gone for good; the third
-// is made a cluster of one, with everything in it, and others join it.
+// is made a cluster of one, with every write in it that the majority acknowledged, and
+// others join it. Its old data is kept.
 func TestLostQuorumIsResetByOneCommand(t *testing.T) {
 	s := begin(t)
-	servers, _ := s.three()
+	servers, agent := s.three()
 	one := servers[0]
-	s.kubectl(one.Host, "create", "configmap", "kept", "--from-literal=a=b")
+	w := s.writeAs("w", 3, s.through(agent, one.Host))
 	servers[1].down()
+	before := w.count()
+	s.within(20*time.Second, "writes to the two that are left", func() error {
+		if w.count() < before+20 {
+			return fmt.Errorf("%d, and %d more", before, w.count()-before)
+		}
+		return nil
+	})
 	one.mu.Lock()
 	one.off = true
 	one.mu.Unlock()
@@ -498,22 +517,27 @@ func TestLostQuorumIsResetByOneCommand(t *testing.T) {
 	}
 	s.says(said, servers[2].IP(), "stop podo on every other server first")
 	servers[2].down()
-	out, err := one.Run("podo", "server", "--cluster-reset")
-	if err != nil {
-		t.Fatalf("reset: %v\n%s", err, out)
+	if said, code = s.try(one.Host, time.Minute, "server", "--cluster-reset"); code != 0 {
+		t.Fatalf("reset: exit code %d\n%s", code, said)
+	}
+	_, kept, _ := strings.Cut(said, "The data as it was is kept in\n")
+	kept, _, _ = strings.Cut(kept, "\n")
+	if info, err := os.Stat(one.Path(filepath.Join("/", kept, "member/snap/db"))); kept == "" || err != nil || info.Size() == 0 {
+		t.Errorf("the old data is not kept in %q: %v\n%s", kept, err, said)
 	}
 	one.start()
 	s.ready(one.Host, one.Host)
-	if got := s.kubectl(one.Host, "get", "configmap", "kept", "-o", "jsonpath={.data.a}"); got != "b" {
-		t.Errorf("kept holds %q, want b", got)
-	}
+	w.stop()
+	w.done.Wait()
+	w.client = s.at(one.Host, 20*time.Second)
+	w.verify()
 	s.members(one.Host, 1)
 	four := s.peer("four", one.Host)
 	s.ready(one.Host, four.Host)
 	s.members(one.Host, 2)
 
 	s.podo(four.Host, "etcd", "member-remove", "one")
-	code, err = one.process.Wait(30 * time.Second)
+	code, err := one.process.Wait(30 * time.Second)
 	if err != nil || code != 2 {
 		t.Errorf("removed, with no server to join anew: exit code %d, %v; want 2", code, err)
 	}

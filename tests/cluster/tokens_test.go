@@ -15,6 +15,9 @@ func TestTokensAreManaged(t *testing.T) {
 	s := begin(t)
 	server := s.server("server")
 	s.ready(server, server)
+	if got := s.leases(server); got != "" {
+		t.Errorf("the only server stands for election: %s", got)
+	}
 
 	var made struct{ ID, Description, Token, JoinCommand, Expires string }
 	decode(t, s.podo(server, "token", "create", "--ttl", "1h", "--description", "for one", "-o", "json"), &made)
@@ -72,8 +75,11 @@ func TestTokensAreManaged(t *testing.T) {
 func TestRotationKeepsAgents(t *testing.T) {
 	s := begin(t)
 	server := s.net.Host("server")
-	of := s.start(server, "server")
+	of := s.start(server, "server", "--agent-token", "open-sesame-for-agents")
 	old, all := s.token(server), s.file(server, "/var/lib/podo/server/token")
+	if !strings.HasSuffix(old, "::node:open-sesame-for-agents") || strings.Contains(all, "sesame") {
+		t.Error("the agents' token is not the one that was given")
+	}
 	one, two, three := s.net.Host("one"), s.net.Host("two"), s.net.Host("three")
 	join := func(h *hosts.Host, token string) *hosts.Process {
 		return s.start(h, "agent", "--server", url(server), "--token", token)
@@ -139,6 +145,7 @@ func TestRotationReachesAllServers(t *testing.T) {
 		return report
 	}
 	before := pid()
+	s.says(s.leases(one.Host), "podo-kube-scheduler", "podo-kube-controller-manager")
 
 	began := time.Now()
 	fresh := s.podo(two.Host, "token", "rotate")
@@ -189,6 +196,13 @@ func TestRotationReachesAllServers(t *testing.T) {
 			}
 		}
 	}
+}
+
+// leases are what the parts of podo and of Kubernetes that one server runs at a time are
+// held by.
+func (s *scene) leases(server *hosts.Host) string {
+	s.Helper()
+	return s.kubectl(server, "get", "leases", "-n", "kube-system", "-l", "apiserver.kubernetes.io/identity!=kube-apiserver", "-o", "jsonpath={.items[*].metadata.name}")
 }
 
 func decode(t *testing.T, text string, into any) {
