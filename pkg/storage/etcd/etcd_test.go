@@ -526,25 +526,32 @@ func must[T any](v T, err error) T {
 	return v
 }
 
+// smallQuota is a quota that is reached soon.
+const smallQuota = "quota-backend-bytes=8388608"
+
+// fill writes until there is no space. The quota is held against what is committed, which
+// trails the writes by 100 ms or more, so a fast disk takes several times the quota before
+// the first refusal.
+func (s *server) fill(t *testing.T) {
+	t.Helper()
+	value := strings.Repeat("grape", 50_000)
+	for i := range 1000 {
+		if _, err := s.client.Put(t.Context(), fmt.Sprintf("/registry/%d", i), value); err != nil {
+			if !strings.Contains(err.Error(), "space") {
+				t.Fatal(err)
+			}
+			return
+		}
+	}
+	t.Fatal("never full")
+}
+
 // TestFullDatastoreRecovers runs alone: etcd's flags belong to the whole process.
 func TestFullDatastoreRecovers(t *testing.T) {
 	s := newServer(t, newTrust(t), "a")
-	s.cfg.Args = []string{"quota-backend-bytes=8388608"}
+	s.cfg.Args = []string{smallQuota}
 	s.start(t)
-	value := strings.Repeat("grape", 50_000)
-	// The quota is held against what is committed, which trails the writes by 100 ms or
-	// more, so a fast disk takes several times the quota before the first refusal.
-	full := func() error {
-		for i := range 1000 {
-			if _, err := s.client.Put(t.Context(), fmt.Sprintf("/registry/%d", i), value); err != nil {
-				return err
-			}
-		}
-		return nil
-	}
-	if err := full(); err == nil || !strings.Contains(err.Error(), "space") {
-		t.Fatalf("err = %v", err)
-	}
+	s.fill(t)
 	eventually(t, "it says that it is full", func() bool { return strings.Contains(s.Waiting(), "quota-backend-bytes") })
 	if _, err := s.client.Delete(t.Context(), "/registry/", clientv3.WithPrefix()); err != nil {
 		t.Fatal(err)
@@ -561,6 +568,65 @@ func TestFullDatastoreRecovers(t *testing.T) {
 		t.Errorf("%d bytes, %v", bytes, err)
 	}
 	s.stop(t)
+}
+
+// TestFullClusterRecovers: of three full members each rewrites its file, the leader after
+// it has handed over, and the cluster takes writes again. It runs alone, as the one above.
+func TestFullClusterRecovers(t *testing.T) {
+	tr := newTrust(t)
+	a := newServer(t, tr, "a")
+	b, c := newServer(t, tr, "b", a), newServer(t, tr, "c", a)
+	three := []*server{a, b, c}
+	for _, s := range three {
+		s.cfg.Args = []string{smallQuota}
+		s.start(t)
+	}
+	a.fill(t)
+	eventually(t, "one leads", func() bool { return a.isLeader() || b.isLeader() || c.isLeader() })
+	led := map[string]bool{}
+	look := func() {
+		for _, s := range three {
+			if s.isLeader() {
+				led[s.cfg.Node] = true
+			}
+		}
+	}
+	look()
+	if _, err := b.client.Delete(t.Context(), "/registry/", clientv3.WithPrefix()); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "every member is rewritten", func() bool {
+		look()
+		for _, s := range three {
+			if !strings.Contains(s.log.String(), "datastore rewritten") {
+				return false
+			}
+		}
+		return true
+	})
+	eventually(t, "every member takes writes again", func() bool {
+		look()
+		for _, s := range three {
+			ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+			_, err := s.client.Put(ctx, "/registry/by-"+s.cfg.Node, "1")
+			cancel()
+			if err != nil || s.Waiting() != "" {
+				return false
+			}
+		}
+		return true
+	})
+	if len(led) < 2 {
+		t.Errorf("the leader rewrote its file and still led: %v", led)
+	}
+	for _, m := range a.members(t) {
+		if m.Err != "" || m.Bytes > 4<<20 {
+			t.Errorf("member %+v", m)
+		}
+	}
+	for _, s := range three {
+		s.stop(t)
+	}
 }
 
 func TestOneServer(t *testing.T) {
