@@ -48,6 +48,9 @@ type Settings struct {
 // joinPort is what the port of the API is for on a server without an API server.
 const joinPort = "joining of machines"
 
+// proxyMetrics is what kube-proxy can do without: it tries again until the port is free.
+const proxyMetrics = "kube-proxy metrics"
+
 // SettingsOf picks from a server's settings what the checks depend on.
 func SettingsOf(cfg config.Server) Settings {
 	s := Settings{
@@ -74,10 +77,18 @@ func SettingsOf(cfg config.Server) Settings {
 	}
 	s.Ports = append(s.Ports, Port{Number: 10248, Use: "kubelet health"}, Port{Number: 10250, Use: "kubelet"})
 	if !cfg.Components.NoKubeProxy {
-		s.Ports = append(s.Ports, Port{Number: 10256, Use: "kube-proxy health"})
+		s.Ports = append(s.Ports, Port{Number: 10249, Use: proxyMetrics}, Port{Number: 10256, Use: "kube-proxy health"})
 	}
-	if s.FlannelBackend == "vxlan" {
+	switch s.FlannelBackend {
+	case "vxlan":
 		s.Ports = append(s.Ports, Port{Number: 8472, UDP: true, Use: "flannel vxlan"})
+	case "wireguard-native": // an interface for each family
+		if slices.ContainsFunc(s.Ranges, func(p netip.Prefix) bool { return p.Addr().Is4() }) {
+			s.Ports = append(s.Ports, Port{Number: 51820, UDP: true, Use: "flannel wireguard"})
+		}
+		if s.IPv6 {
+			s.Ports = append(s.Ports, Port{Number: 51821, UDP: true, Use: "flannel wireguard, IPv6"})
+		}
 	}
 	return s
 }
@@ -477,11 +488,14 @@ func (f Facts) checkPorts() []Finding {
 	for _, l := range f.Taken {
 		proto, level := "TCP", Fail
 		if l.UDP {
-			// The kernel holds this one for a vxlan interface, ours among them.
-			if _, ours := f.Network.Link("flannel.1"); ours {
+			// The kernel holds those of interfaces of its own, ours among them.
+			if slices.ContainsFunc(f.Network.Links, func(l Link) bool { return strings.HasPrefix(l.Name, "flannel") }) {
 				continue
 			}
 			proto, level = "UDP", Warn
+		}
+		if l.Use == proxyMetrics {
+			level = Warn
 		}
 		if l.Program == "podo" {
 			out = append(out, okay("ports", "%d/%s (%s) is held by podo itself", l.Number, proto, l.Use))

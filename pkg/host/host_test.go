@@ -3,6 +3,7 @@ package host
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"net"
 	"net/netip"
@@ -107,6 +108,13 @@ func TestChecks(t *testing.T) {
 			f.Taken = []Listener{{Port: Port{Number: 8472, UDP: true}}}
 			f.Network.Links = append(f.Network.Links, Link{Name: "flannel.1"})
 		}, level: OK, name: "ports"},
+		"wireguard port of ours": {facts: func(f *Facts) {
+			f.Taken = []Listener{{Port: Port{Number: 51820, UDP: true}}}
+			f.Network.Links = append(f.Network.Links, Link{Name: "flannel-wg"})
+		}, level: OK, name: "ports"},
+		"port that can be done without": {facts: func(f *Facts) {
+			f.Taken = []Listener{{Port{Number: 10249, Use: proxyMetrics}, "node_exporter", 77}}
+		}, level: Warn, name: "ports", says: []string{"10249/TCP", "node_exporter (process 77)"}},
 		"ufw":       {facts: func(f *Facts) { f.Security.UFW = true }, level: Warn, name: "firewall", says: []string{"ufw allow from 10.42.0.0/16"}},
 		"other k3s": {facts: func(f *Facts) { f.Rivals = []Running{{"k3s-server", 5}} }, level: Warn, name: "other Kubernetes", says: []string{"k3s-server", "process 5"}},
 	}
@@ -168,19 +176,41 @@ func TestControlPlaneAlone(t *testing.T) {
 	}
 }
 
+// What is looked at is what docs/files.md says that podo listens on, as it was set up.
 func TestSettingsOf(t *testing.T) {
-	cfg := config.Default()
-	cfg.Listener.Port = 7443
-	cfg.Components.NoKubeProxy = true
-	cfg.Network.FlannelBackend = "host-gw"
-	cfg.Network.ServiceCIDR = append(cfg.Network.ServiceCIDR, netip.MustParsePrefix("fd00:43::/112"))
-	s := SettingsOf(cfg)
-	var numbers []int
-	for _, p := range s.Ports {
-		numbers = append(numbers, p.Number)
-	}
-	if !slices.Equal(numbers, []int{7443, 10248, 10250}) || !s.IPv6 || len(s.Ranges) != 3 {
-		t.Errorf("got %+v", s)
+	for name, tt := range map[string]struct {
+		set  func(*config.Server)
+		want []string
+	}{
+		"as it comes": {func(*config.Server) {}, []string{"6443/TCP", "10248/TCP", "10250/TCP", "10249/TCP", "10256/TCP", "8472/UDP"}},
+		"other settings": {func(c *config.Server) {
+			c.Listener.Port, c.Components.NoKubeProxy, c.Network.FlannelBackend = 7443, true, "host-gw"
+		}, []string{"7443/TCP", "10248/TCP", "10250/TCP"}},
+		"wireguard": {func(c *config.Server) {
+			c.Components.NoKubeProxy, c.Network.FlannelBackend = true, "wireguard-native"
+		}, []string{"6443/TCP", "10248/TCP", "10250/TCP", "51820/UDP"}},
+		"wireguard of both families": {func(c *config.Server) {
+			c.Components.NoKubeProxy, c.Network.FlannelBackend = true, "wireguard-native"
+			c.Network.ServiceCIDR = append(c.Network.ServiceCIDR, netip.MustParsePrefix("fd00:43::/112"))
+		}, []string{"6443/TCP", "10248/TCP", "10250/TCP", "51820/UDP", "51821/UDP"}},
+	} {
+		cfg := config.Default()
+		tt.set(&cfg)
+		s := SettingsOf(cfg)
+		var got []string
+		for _, p := range s.Ports {
+			proto := "TCP"
+			if p.UDP {
+				proto = "UDP"
+			}
+			got = append(got, fmt.Sprintf("%d/%s", p.Number, proto))
+		}
+		if !slices.Equal(got, tt.want) {
+			t.Errorf("%s: %v, want %v", name, got, tt.want)
+		}
+		if v6 := name == "wireguard of both families"; s.IPv6 != v6 || len(s.Ranges) != len(cfg.Network.ClusterCIDR)+len(cfg.Network.ServiceCIDR) {
+			t.Errorf("%s: %+v", name, s)
+		}
 	}
 }
 
