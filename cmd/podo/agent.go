@@ -100,7 +100,7 @@ func runAgent(ctx context.Context, s start, cfg config.Node) error {
 	if err := host.Err(host.Checks(facts, settings)); err != nil {
 		return err
 	}
-	if err := prepare(ctx, facts, settings, s.log); err != nil {
+	if err := prepare(ctx, facts, settings, s.where, s.log); err != nil {
 		return err
 	}
 	go s.settle(ctx, claim)

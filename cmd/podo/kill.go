@@ -25,7 +25,8 @@ upgraded without disturbing them. This command stops the pods as well, and takes
 their mounts, network links, packet filter tables and cgroups out of the kernel.
 Everything on disk stays: start podo again and the pods come back.
 
-Kernel parameters (sysctl) that podo raised stay as they are until the next boot.
+Kernel parameters (sysctl) that podo set stay, for its next start; podo uninstall puts
+them back, and so does a boot.
 
 Examples:
   podo kill                  at once, as in a power cut

@@ -215,8 +215,8 @@ func look(ctx context.Context, dataDir string, settings host.Settings) (host.Fac
 
 // prepare makes the machine fit for a node, says what was changed, and returns what
 // still stands in the way.
-func prepare(ctx context.Context, facts host.Facts, settings host.Settings, log *slog.Logger) error {
-	_, findings := host.Prepare(ctx, facts, settings, log)
+func prepare(ctx context.Context, facts host.Facts, settings host.Settings, where paths.Paths, log *slog.Logger) error {
+	_, findings := host.Prepare(ctx, facts, settings, host.NewLedger(where.Parameters()), log)
 	for _, f := range findings {
 		if f.Level == host.Warn {
 			log.Warn(f.Detail, "check", f.Name, "remedy", f.Remedy)

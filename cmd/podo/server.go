@@ -102,7 +102,7 @@ func runServer(ctx context.Context, s start, cfg config.Server) error {
 	if err := claim.Outside(map[string]string{p.Server.Kubeconfig.Path: p.Server.Kubeconfig.Name, cfg.Logging.File: ""}); err != nil {
 		return err
 	}
-	if err := prepare(ctx, facts, settings, s.log); err != nil {
+	if err := prepare(ctx, facts, settings, s.where, s.log); err != nil {
 		return err
 	}
 	go s.settle(ctx, claim)

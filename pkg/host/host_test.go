@@ -369,7 +369,7 @@ func TestPrepare(t *testing.T) {
 	f.Kernel.Features["overlay"], f.Kernel.Features["br_netfilter"], f.Kernel.Features["nf_conntrack"] = Loadable, Loadable, Present
 	var loaded []string
 	p := preparer{
-		root: r, facts: f, settings: SettingsOf(config.Default()),
+		root: r, facts: f, settings: SettingsOf(config.Default()), ledger: Ledger{filepath.Join(t.TempDir(), "etc", "ledger"), r},
 		modprobe: func(_ context.Context, m string) error {
 			loaded = append(loaded, m)
 			if m != "br_netfilter" {
@@ -411,7 +411,7 @@ func TestPrepare(t *testing.T) {
 		t.Error("a generous limit was lowered")
 	}
 
-	again := preparer{root: r, facts: f, settings: p.settings, modprobe: p.modprobe, share: p.share}
+	again := preparer{root: r, facts: f, settings: p.settings, ledger: p.ledger, modprobe: p.modprobe, share: p.share}
 	again.facts.SharedRoot = true
 	again.facts.Kernel.Features = map[string]State{}
 	for _, feature := range features() {
@@ -420,6 +420,16 @@ func TestPrepare(t *testing.T) {
 	again.run(t.Context())
 	if len(again.changes)+len(again.findings) > 0 {
 		t.Errorf("a second time changed %v and found %v", again.changes, again.findings)
+	}
+
+	// And all of it is as before when podo is gone, but for what another kernel module brought.
+	if n, err := p.ledger.PutBack(func(string) bool { return true }); err != nil || n != len(want)-3 {
+		t.Errorf("put %d back, %v", n, err)
+	}
+	for path, was := range values {
+		if now := r.line(path); now != was {
+			t.Errorf("%s was %s and is %s", path, was, now)
+		}
 	}
 }
 

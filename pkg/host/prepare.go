@@ -11,7 +11,7 @@ import (
 )
 
 // A Change is something about the machine that Prepare altered. It lasts until the
-// machine reboots, also after podo is gone.
+// machine reboots, unless it is in a Ledger and put back.
 type Change struct {
 	What string `json:"what"`
 	Old  string `json:"old"`
@@ -19,13 +19,15 @@ type Change struct {
 }
 
 // Prepare makes the machine fit for a node where it may: it loads kernel modules,
-// sets kernel parameters and shares the mounts below /. It returns what it changed,
-// and a finding for each thing that is wrong and that it could not change.
-func Prepare(ctx context.Context, f Facts, s Settings, log *slog.Logger) ([]Change, []Finding) {
+// sets kernel parameters, which go into the ledger, and shares the mounts below /. It
+// returns what it changed, and a finding for each thing that is wrong and that it could not
+// change.
+func Prepare(ctx context.Context, f Facts, s Settings, ledger Ledger, log *slog.Logger) ([]Change, []Finding) {
 	p := preparer{
 		root:     "",
 		facts:    f,
 		settings: s,
+		ledger:   ledger,
 		modprobe: modprobe,
 		share:    func() error { return syscall.Mount("", "/", "", syscall.MS_SHARED|syscall.MS_REC, "") },
 	}
@@ -47,11 +49,13 @@ type preparer struct {
 	root     root
 	facts    Facts
 	settings Settings
+	ledger   Ledger
 	modprobe func(context.Context, string) error
 	share    func() error
 
 	changes  []Change
 	findings []Finding
+	unnoted  error // why the ledger lacks some of the changes
 }
 
 func (p *preparer) run(ctx context.Context) {
@@ -67,6 +71,9 @@ func (p *preparer) run(ctx context.Context) {
 			p.keepRouterAdvertisements(want)
 		}
 		p.set(want)
+	}
+	if p.unnoted != nil {
+		p.findings = append(p.findings, Finding{"kernel parameters", Warn, p.unnoted.Error(), "make that file writable, or note their values yourself"})
 	}
 	p.shareMounts()
 }
@@ -90,7 +97,6 @@ func (p *preparer) load(ctx context.Context, module string) {
 }
 
 func (p *preparer) set(want parameter) {
-	file := p.root.path(sysctlPath(want.name))
 	have := p.root.line(sysctlPath(want.name))
 	if have == "" || want.met(have) {
 		return
@@ -99,7 +105,7 @@ func (p *preparer) set(want parameter) {
 		p.findings = append(p.findings, p.facts.unmet(want, have))
 		return
 	}
-	if err := os.WriteFile(file, []byte(want.want), 0o644); err != nil {
+	if err := p.change(want.want, p.root.besides(want.name)...); err != nil {
 		p.findings = append(p.findings, p.facts.unmet(want, have))
 		return
 	}
@@ -109,6 +115,18 @@ func (p *preparer) set(want parameter) {
 	if !want.met(now) {
 		p.findings = append(p.findings, p.facts.unmet(want, now))
 	}
+}
+
+// change sets the first of files, and notes what all of them were.
+func (p *preparer) change(to string, files ...string) error {
+	var failed error
+	if err := p.ledger.Change(files, func() error {
+		failed = os.WriteFile(p.root.path(files[0]), []byte(to), 0o644)
+		return nil
+	}); err != nil {
+		p.unnoted = err
+	}
+	return failed
 }
 
 // keepRouterAdvertisements lets the machine keep a default route that it learned
@@ -127,7 +145,7 @@ func (p *preparer) keepRouterAdvertisements(forwarding parameter) {
 	if p.root.line(file) != "1" {
 		return
 	}
-	if err := os.WriteFile(p.root.path(file), []byte("2"), 0o644); err != nil {
+	if err := p.change("2", file); err != nil {
 		p.findings = append(p.findings, Finding{"kernel parameters", Warn,
 			"net.ipv6.conf." + link + ".accept_ra is 1: the IPv6 default route is lost when forwarding is turned on", "on the machine: sysctl -w net.ipv6.conf." + link + ".accept_ra=2"})
 		return

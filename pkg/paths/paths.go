@@ -51,6 +51,9 @@ func (p Paths) Registries() string { return filepath.Join(p.Etc, "registries.yam
 // DataDirs lists the data directories that podo was given on this machine, one a line.
 func (p Paths) DataDirs() string { return filepath.Join(p.Etc, "data-dirs") }
 
+// Parameters says what kernel parameters were before podo changed them.
+func (p Paths) Parameters() string { return filepath.Join(p.Etc, "kernel-parameters") }
+
 // AdminKubeconfig is the default place of the administrator's kubeconfig.
 func (p Paths) AdminKubeconfig() string { return filepath.Join(p.Etc, "podo.yaml") }
 

@@ -1,7 +1,7 @@
 // Package reset undoes what podo did to this machine, and proves it.
 //
 // Kill stops podo and every pod and takes their traces out of the kernel; what is on
-// disk stays. Uninstall goes on to remove every file podo made. Verify looks, without
+// disk stays. Uninstall goes on to put kernel parameters back and to remove every file podo made. Verify looks, without
 // touching anything, for whatever is left. All three may be repeated at any time.
 //
 // Nothing is ever chosen by name alone. A process is podo's if it runs from podo's

@@ -225,6 +225,10 @@ func (m *machine) removeFiles(ctx context.Context) error {
 		errs = append(errs, stuck)
 	}
 	folders := m.ownFolders()
+	if err := m.putParametersBack(); err != nil {
+		errs = append(errs, err)
+		folders = slices.DeleteFunc(folders, func(dir string) bool { return dir == m.Paths.Etc }) // what they were is there
+	}
 	if !m.KeepData {
 		errs = append(errs, m.removeData(stuck == nil))
 	}

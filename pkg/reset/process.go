@@ -403,6 +403,8 @@ func sameHost(a, b namespaces) bool { return a.mnt == b.mnt || a.net == b.net }
 
 func sameCgroups(a, b namespaces) bool { return sameHost(a, b) || a.cgroup == b.cgroup }
 
+func anywhere(_, _ namespaces) bool { return true }
+
 // otherKubelet names a running kubelet that is not podo's, if there is one. The names
 // below only ever cause things to be left alone.
 func (m *machine) otherKubelet(near scope) string {

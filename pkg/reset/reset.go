@@ -47,7 +47,7 @@ var ErrHeld = errors.New("podo was started again")
 
 // Kill stops podo and all of its pods, and removes their mounts, links, network
 // namespaces, packet filter tables, cgroups and sockets. Kernel parameters that podo
-// raised stay as they are: others may have come to rely on them.
+// set stay as they are, for its next start.
 //
 // Kill goes on past what it cannot remove, and returns every such trouble at the end.
 func Kill(ctx context.Context, o Options) error {
@@ -58,7 +58,8 @@ func Kill(ctx context.Context, o Options) error {
 	return m.stopped(ctx, func() error { return nil })
 }
 
-// Uninstall does what Kill does and then removes every file podo made.
+// Uninstall does what Kill does, puts kernel parameters back and then removes every file
+// podo made.
 func Uninstall(ctx context.Context, o Options) error {
 	m, err := look(o)
 	if err != nil {

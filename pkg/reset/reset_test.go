@@ -22,6 +22,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/podo-dev/podo/pkg/datadir"
+	"github.com/podo-dev/podo/pkg/host"
 	"github.com/podo-dev/podo/pkg/paths"
 )
 
@@ -310,11 +311,26 @@ func smallMachine(t *testing.T) {
 	must(t, os.WriteFile("/root/.kube/config", []byte("apiVersion: v1\nkind: Config\nclusters: []\n"+
 		"contexts:\n- name: podo\n  context: {cluster: podo, user: podo}\n- name: work\n  context: {cluster: work, user: work}\n"), 0o600))
 
+	const forwarding = "/proc/sys/net/ipv4/ip_forward" // of this network namespace
+	forwards := func(to string) bool {
+		text, err := os.ReadFile(forwarding)
+		must(t, err)
+		return strings.TrimSpace(string(text)) == to
+	}
+	raise := func() {
+		t.Helper()
+		must(t, os.WriteFile(forwarding, []byte("0"), 0o644))
+		must(t, host.NewLedger(p.Parameters()).Change([]string{forwarding}, func() error {
+			return os.WriteFile(forwarding, []byte("1"), 0o644)
+		}))
+	}
+	raise()
+
 	o := Options{Paths: p, Grace: 5 * time.Second, Purge: true, Executable: "/usr/local/bin/podo",
 		Kubeconfigs: []string{"/root/.kube/config"}, Tell: func(s string) { t.Log(s) }}
 
 	before := kinds(t, o)
-	for _, kind := range []string{"process", "mount", "netns", "link", "table", "cgroup", "file"} {
+	for _, kind := range []string{"process", "mount", "netns", "link", "table", "cgroup", "parameter", "file"} {
 		if before[kind] == 0 && (kind != "cgroup" || groups("x") != "") {
 			t.Errorf("Verify saw no %s on a running machine", kind)
 		}
@@ -325,9 +341,9 @@ func smallMachine(t *testing.T) {
 		t.Errorf("the container was not given its grace: %v", err)
 	}
 	after := kinds(t, o)
-	if delete(after, "file"); len(after) != 0 {
+	if delete(after, "file"); len(after) != 1 || after["parameter"] != 1 {
 		left, _ := Verify(o)
-		t.Errorf("after Kill: %v", left)
+		t.Errorf("after Kill: %v; want the kernel parameter", left)
 	}
 	for _, path := range []string{p.Layout(), p.ConfigFile(), disk + "/precious", twin + "/precious", "/root/folder/precious", "/var/lib/home/precious", cniResults + "/theirs", "/var/log/pods/ns_pod_123"} {
 		if _, err := os.Stat(path); err != nil {
@@ -363,6 +379,9 @@ func smallMachine(t *testing.T) {
 		if _, err := os.Stat(path); err != nil {
 			t.Errorf("Uninstall took too much: %v", err)
 		}
+	}
+	if !forwards("0") {
+		t.Error("Uninstall did not put ip_forward back")
 	}
 	if left, err := Verify(o); err != nil || len(left) != 3 {
 		t.Errorf("Verify = %v, %v; want layout, server and storage", left, err)
@@ -417,7 +436,26 @@ func smallMachine(t *testing.T) {
 	checkForeign(t)
 	must(t, Uninstall(t.Context(), o))
 
+	// With data elsewhere that is to be removed later, parameters stay until then.
+	raise()
+	both := o
+	both.Others = true
+	must(t, Uninstall(t.Context(), both))
+	if left, err := Verify(both); err != nil || len(left) != 0 || !forwards("1") {
+		t.Errorf("Verify = %v, %v; ip_forward is 1: %t", left, err, forwards("1"))
+	}
+	o.KeepData = true // which is no reason to keep them
+	must(t, Uninstall(t.Context(), o))
+	if !forwards("0") {
+		t.Error("the last Uninstall did not put ip_forward back")
+	}
+	if _, err := os.Lstat(p.Parameters()); err == nil {
+		t.Errorf("Uninstall left %s", p.Parameters())
+	}
+	o.KeepData = false
+
 	// Another kubelet's things are left alone.
+	raise()
 	linkUp(t)
 	must(t, os.MkdirAll(paths.KubeletRoot, 0o755))
 	copyFile(t, app, "/opt/other/kubelet")
@@ -425,6 +463,9 @@ func smallMachine(t *testing.T) {
 	must(t, Uninstall(t.Context(), o))
 	if links, _ := ourLinks(); len(links) == 0 {
 		t.Error("another kubelet's links were removed")
+	}
+	if !forwards("1") {
+		t.Error("another kubelet lost forwarding")
 	}
 	if _, err := os.Stat(paths.KubeletRoot); err != nil {
 		t.Error("another kubelet's folder was removed")

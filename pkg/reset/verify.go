@@ -13,7 +13,7 @@ import (
 
 // A Leftover is one trace of podo on this machine.
 type Leftover struct {
-	Kind string `json:"kind"` // process, mount, netns, link, table, cgroup, file or cluster
+	Kind string `json:"kind"` // process, mount, netns, link, table, cgroup, parameter, file or cluster
 	What string `json:"what"`
 }
 
@@ -71,6 +71,14 @@ func Verify(o Options) ([]Leftover, error) {
 				add("cgroup", "%s", g)
 			}
 		}
+	}
+	ledger, may := m.parameters()
+	raised, err := ledger.Changed(may)
+	if err != nil {
+		return nil, err
+	}
+	for _, c := range raised {
+		add("parameter", "%s is %s, and was %s", c.What, c.New, c.Old)
 	}
 	for _, path := range m.leftFiles() {
 		add("file", "%s", path)

@@ -225,7 +225,7 @@ func free(ctx context.Context, cfg config.Server) (host.Facts, error) {
 		return facts, err
 	}
 	// Both products meet a machine that has been made fit.
-	_, findings := host.Prepare(ctx, facts, settings, slog.New(slog.DiscardHandler))
+	_, findings := host.Prepare(ctx, facts, settings, host.NewLedger(paths.New(cfg.DataDir).Parameters()), slog.New(slog.DiscardHandler))
 	return facts, host.Err(findings)
 }
 

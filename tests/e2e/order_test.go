@@ -144,6 +144,11 @@ func TestPodo(t *testing.T) {
 			{"has its own images from a registry of people's", ownImagesElsewhere},
 		})
 	})
+	t.Run("a machine of its own settings", func(t *testing.T) {
+		inTurn(t, []promise{
+			{"has them back without podo", putsParametersBack},
+		})
+	})
 	t.Run("a disk without room for images", func(t *testing.T) {
 		inTurn(t, []promise{
 			{"costs none that was imported", shortOfRoom},

@@ -33,6 +33,7 @@ import (
 	proxyutil "k8s.io/kubernetes/pkg/proxy/util"
 
 	"github.com/podo-dev/podo/pkg/gate"
+	"github.com/podo-dev/podo/pkg/host"
 	"github.com/podo-dev/podo/pkg/kube"
 	"github.com/podo-dev/podo/pkg/kube/offline"
 	"github.com/podo-dev/podo/pkg/kubeconfig"
@@ -85,6 +86,7 @@ func (p *Proxy) Run(ctx context.Context, ready func()) error {
 	if err != nil {
 		return err
 	}
+	p.tune(ctx, c)
 	run := p.options.Run
 	if c.Mode == config.ProxyModeNFTables {
 		var memory *offline.Memory
@@ -136,6 +138,23 @@ func (p *Proxy) configuration(ctx context.Context) (*config.KubeProxyConfigurati
 	return c, nil
 }
 
+// tune sets what upstream's Run would set, so that it goes into the machine's ledger. Limits
+// of connection tracking are the host's; where they cannot be set, as in a container, the
+// nftables proxy works all the same.
+func (p *Proxy) tune(ctx context.Context, c *config.KubeProxyConfiguration) {
+	ledger := host.NewLedger(p.plan.Paths.Parameters())
+	if err := ledger.Change(host.ProxyParameters(), func() error { return conntrack.SetSysctls(ctx, &c.Linux.Conntrack) }); err != nil {
+		p.log.Warn("connection tracking limits left as they are, or not noted", "component", p.Name(), "err", err)
+	}
+	loopback := proxyutil.NewNodePortAddresses(corev1.IPv4Protocol, c.NodePortAddresses).ContainsIPv4Loopback()
+	if c.Mode != config.ProxyModeIPTables || !loopback || c.IPTables.LocalhostNodePorts == nil || !*c.IPTables.LocalhostNodePorts {
+		return
+	}
+	if err := ledger.Change([]string{host.LocalNodePorts()}, func() error { return os.WriteFile(host.LocalNodePorts(), []byte("1"), 0o644) }); err != nil {
+		p.log.Warn("node ports on loopback are not prepared, or that is not noted", "component", p.Name(), "err", err)
+	}
+}
+
 // assemble builds the nftables proxy. Memory may be nil.
 func (p *Proxy) assemble(ctx context.Context, c *config.KubeProxyConfiguration, memory *offline.Memory) (*app.ProxyServer, error) {
 	rc, err := kubeconfig.Client(p.plan.Paths.AgentKubeconfig("kube-proxy"), p.gate.Dial)
@@ -148,11 +167,6 @@ func (p *Proxy) assemble(ctx context.Context, c *config.KubeProxyConfiguration, 
 	client, err := kubernetes.NewForConfig(rest.AddUserAgent(rc, "kube-proxy"))
 	if err != nil {
 		return nil, err
-	}
-	// Limits of connection tracking are the host's; where they cannot be set, as in
-	// a container, the proxy works all the same.
-	if err := conntrack.SetSysctls(ctx, &c.Linux.Conntrack); err != nil {
-		p.log.Warn("connection tracking limits left as they are", "component", p.Name(), "err", err)
 	}
 	nodes, err := upstream.NewNodeManager(ctx, client, c.ConfigSyncPeriod.Duration, p.plan.Name, false)
 	if err != nil {
