@@ -75,11 +75,24 @@ func TestAgentUninstalls(t *testing.T) {
 	server := s.net.Host("server")
 	p := s.start(server, "server")
 	one := s.net.Host("one")
+	// A kernel as it comes, which passes nothing on. These are of the host's own network.
+	const passOn = "/proc/sys/net/ipv4/ip_forward /proc/sys/net/bridge/bridge-nf-call-iptables"
+	are := func(want string) {
+		t.Helper()
+		if out, err := one.Run("sh", "-c", "cat "+passOn); err != nil || strings.Join(strings.Fields(out), "") != want {
+			t.Errorf("%s are %q (%v), want %s", passOn, out, err, want)
+		}
+	}
+	if out, err := one.Run("sh", "-c", "for f in "+passOn+"; do echo 0 >$f || exit; done"); err != nil {
+		t.Fatalf("%v %s", err, out)
+	}
+	are("00")
 	a := s.join(one, server)
 	two := s.agent("two", server)
 	s.ready(server, server, one, two)
 	s.apply(server, twoPlaces)
 	s.rolledOut(server, "web")
+	are("11")
 
 	if out, err := one.Run("podo", "uninstall", "--verify"); err == nil {
 		t.Fatalf("it finds nothing where all is:\n%s", out)
@@ -98,6 +111,9 @@ func TestAgentUninstalls(t *testing.T) {
 				entries, _ := os.ReadDir(h.Path(path))
 				t.Errorf("%s is left on %s, with %v (%v)", path, h.Name(), entries, err)
 			}
+		}
+		if h == one {
+			are("00")
 		}
 		if p.Running() { // the other does without a server
 			s.end(p)
