@@ -49,6 +49,7 @@ var doors = map[string][]string{
 var stamped = map[string][]string{
 	"pkg/version":        {"podo", "commit", "glibc"},
 	"pkg/kube":           {"queueMetrics"},
+	"pkg/kube/kubelet":   {"systemBus"},
 	"pkg/kube/apiserver": {"etcdClientLogger"},
 }
 

@@ -118,7 +118,7 @@ func buildAgent(ctx context.Context, s start, p plan.Plan, given join.Membership
 	if err != nil {
 		return g, tie, err
 	}
-	return g, tie, agent.Build(g, *p.Node, agent.Deps{Gate: doors, Exe: s.exe, Trust: tie.API, Log: s.log})
+	return g, tie, agent.Build(g, *p.Node, agent.Deps{Gate: doors, Exe: s.exe, Trust: tie.API, Ending: s.ending, Log: s.log})
 }
 
 // agentReporter answers podo status on an agent.

@@ -186,7 +186,7 @@ func TestAdminKubeconfig(t *testing.T) {
 	done, up := make(chan error), make(chan struct{})
 	report := func(context.Context) status.Report { return status.Report{Kubeconfig: "/from/the/server"} }
 	go func() {
-		done <- status.Serve(socket, report, slog.New(slog.DiscardHandler)).Run(ctx, func() { close(up) })
+		done <- status.Serve(socket, report, nil, slog.New(slog.DiscardHandler)).Run(ctx, func() { close(up) })
 	}()
 	<-up
 	if got := adminKubeconfig(t.Context(), socket); got != "/from/the/server" {

@@ -54,7 +54,8 @@ Examples:
 			o := reset.Options{
 				Paths: paths.New(dataDir(c)),
 				Grace: c.Duration("grace"),
-				Tell:  func(words string) { told.Done(words, words) },
+				EndPods: endPods,
+				Tell: func(words string) { told.Done(words, words) },
 			}
 			if err := reset.Kill(c.Context, o); err != nil {
 				return fmt.Errorf("kill: %w", err)
@@ -63,6 +64,15 @@ Examples:
 			return nil
 		},
 	}
+}
+
+// endPods has the running podo end its pods. That none runs is no mistake here.
+func endPods(ctx context.Context, within time.Duration) error {
+	err := status.EndPods(ctx, paths.New(paths.DefaultData).Socket("podo"), within)
+	if errors.Is(err, status.ErrNotRunning) {
+		return status.ErrNotRunning
+	}
+	return err
 }
 
 func needsRoot(c *cli.Context) error {

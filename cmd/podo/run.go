@@ -20,6 +20,7 @@ import (
 	"github.com/podo-dev/podo/pkg/host"
 	"github.com/podo-dev/podo/pkg/join"
 	"github.com/podo-dev/podo/pkg/kube"
+	"github.com/podo-dev/podo/pkg/kube/kubelet"
 	"github.com/podo-dev/podo/pkg/kube/lease"
 	"github.com/podo-dev/podo/pkg/kubeconfig"
 	"github.com/podo-dev/podo/pkg/lifecycle"
@@ -43,6 +44,7 @@ type start struct {
 	notify notifier
 	end    func(cause error) // ends ctx: a part has failed
 	over   chan struct{}     // closed when the last part that a start waits for is ready
+	ending *kubelet.Ending
 }
 
 // launch does what every start begins with, and then the rest. The context that it
@@ -73,7 +75,7 @@ func launch(c *cli.Context, cfg config.Node, rest func(context.Context, start) e
 	}
 	preferMemory()
 	return rest(life, start{
-		cfg: cfg, where: where, exe: exe, began: began, log: log, notify: notify, end: end, over: make(chan struct{}),
+		cfg: cfg, where: where, exe: exe, began: began, log: log, notify: notify, end: end, over: make(chan struct{}), ending: &kubelet.Ending{},
 		told: teller(os.Stderr, began, cfg.Logging, log),
 	})
 }
@@ -98,7 +100,7 @@ func (s start) run(ctx context.Context, g *lifecycle.Group, ips []netip.Addr, re
 	if len(s.cfg.IP) == 0 { // an address that was asked for is not given up
 		g.Add(host.Stays(ips))
 	}
-	g.Add(status.Serve(s.where.Socket("podo"), report, s.log))
+	g.Add(status.Serve(s.where.Socket("podo"), report, s.ending.End, s.log))
 	var once sync.Once
 	tell := t.progress(s.told, s.notify)
 	g.Observe = func(st lifecycle.Status) {

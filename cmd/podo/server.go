@@ -187,7 +187,7 @@ func build(ctx context.Context, s start, p plan.Plan) (*lifecycle.Group, server.
 	if p.Node == nil {
 		return g, srv, err
 	}
-	deps := agent.Deps{Gate: doors, Exe: s.exe, Trust: srv.Trust, API: srv.Near, Log: s.log}
+	deps := agent.Deps{Gate: doors, Exe: s.exe, Trust: srv.Trust, API: srv.Near, Ending: s.ending, Log: s.log}
 	if err != nil {
 		return g, srv, errors.Join(err, agent.Judge(*p.Node, deps))
 	}

@@ -37,7 +37,9 @@ type Deps struct {
 	// Trust is met once the node's certificates and kubeconfigs are on disk, API
 	// once the API server has begun to start. On a node by itself both are nil.
 	Trust, API lifecycle.Need
-	Log        *slog.Logger
+	// Ending is what the node's pods can be ended by. It may be nil.
+	Ending *kubelet.Ending
+	Log    *slog.Logger
 }
 
 // Build adds the node to g. An error means that a flag passed through to a
@@ -100,7 +102,7 @@ type parts struct {
 func newParts(p plan.Node, d Deps) (parts, error) {
 	var out parts
 	var err1, err2, err3 error
-	out.kubelet, err1 = kubelet.New(p.Kubelet, d.Gate, d.Log)
+	out.kubelet, err1 = kubelet.New(p.Kubelet, d.Gate, d.Ending, d.Log)
 	if p.Proxy != nil {
 		out.proxy, err2 = proxy.New(*p.Proxy, d.Gate, d.Log)
 	}

@@ -130,7 +130,7 @@ func TestFlags(t *testing.T) {
 			// New looks at the cgroups of this machine rather than those of the case.
 			anywhere := p.Node.Kubelet
 			anywhere.CgroupV1 = true
-			if _, err := kubelet.New(anywhere, doors, log); err != nil {
+			if _, err := kubelet.New(anywhere, doors, nil, log); err != nil {
 				return nil, err
 			}
 			s, err := kubelet.Options(p.Node.Kubelet)
@@ -225,7 +225,7 @@ func TestKubeletFiles(t *testing.T) {
 	options := func(list ...string) (*options.KubeletServer, error) {
 		p := ordinary(t).Node.Kubelet
 		p.Args, p.CgroupV1 = list, true
-		if _, err := kubelet.New(p, gate.New(), slog.New(slog.DiscardHandler)); err != nil {
+		if _, err := kubelet.New(p, gate.New(), nil, slog.New(slog.DiscardHandler)); err != nil {
 			return nil, err
 		}
 		return kubelet.Options(p)

@@ -372,7 +372,8 @@ func (d *decision) node() *Node {
 			ExternalCloud: n.ExternalCloud,
 			ProtectKernel: c.ProtectKernelDefaults,
 			LeaseSeconds:  d.leaseSeconds(),
-			ShutdownWait:  d.shutdownWait(),
+			ShutdownWait:  45, // Kubernetes' default for who wants one
+			Logind:        d.facts.Logind,
 			ProviderDir:   c.Images.ProviderDir,
 			Providers:     c.Images.ProviderConfig,
 			Args:          c.KubeletArgs,
@@ -414,15 +415,6 @@ func (d *decision) leaseSeconds() int32 {
 		return 120
 	}
 	return 40
-}
-
-// shutdownWait is what Kubernetes gives pods by default. The last third of it is for
-// critical ones: the others may need DNS until their end.
-func (d *decision) shutdownWait() int32 {
-	if d.facts.Logind {
-		return 45
-	}
-	return 0
 }
 
 // datastore decides where the state is kept. What the server has goes on; only one

@@ -380,6 +380,22 @@ func (m *machine) stopPods(ctx context.Context) error {
 	return nil
 }
 
+// endPods has pods end while podo is there to run their hooks. What time it takes is
+// taken from their grace.
+func (m *machine) endPods(ctx context.Context) {
+	if m.Grace <= 0 || m.EndPods == nil {
+		return
+	}
+	began := time.Now()
+	err := m.EndPods(ctx, m.Grace)
+	m.Grace -= time.Since(began)
+	if err != nil {
+		m.tell("not all pods ended in good order: %v", err)
+		return
+	}
+	m.tell("pods ended, hooks included")
+}
+
 // catchesTerm reports whether a process would act on SIGTERM. Waiting for the others
 // would be waiting in vain: the first process of a pod ignores what it does not catch.
 func catchesTerm(pid int) bool {

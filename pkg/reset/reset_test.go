@@ -336,7 +336,18 @@ func smallMachine(t *testing.T) {
 		}
 	}
 
+	// Podo is asked first, while it can do something, and what it takes is off their grace.
+	o.EndPods = func(_ context.Context, within time.Duration) error {
+		if found := kinds(t, o); found["process"] < before["process"] {
+			t.Errorf("asked when all was over: %v", found)
+		}
+		if within != o.Grace {
+			t.Errorf("pods have %s, want %s", within, o.Grace)
+		}
+		return errors.New("no kubelet listens")
+	}
 	must(t, Kill(t.Context(), o))
+	o.EndPods = nil
 	if _, err := os.Stat(mark); err != nil {
 		t.Errorf("the container was not given its grace: %v", err)
 	}

@@ -23,10 +23,40 @@ var ErrFailed = errors.New("podo failed")
 // ErrSilent means that a podo has the socket and does not answer within ten seconds.
 var ErrSilent = errors.New("podo does not answer, so it hangs or the machine is very busy; podo kill stops it and its pods")
 
+// ErrCutOff means that not all pods ended in time.
+var ErrCutOff = errors.New("pods did not end in time")
+
 // Fetch asks the podo behind socket how it stands.
 func Fetch(ctx context.Context, socket string) (Report, error) {
 	ctx, end := context.WithTimeoutCause(ctx, 10*time.Second, ErrSilent)
 	defer end()
+	resp, err := ask(ctx, socket, http.MethodGet, "/status")
+	if err != nil {
+		return Report{}, err
+	}
+	defer resp.Body.Close()
+	var r Report
+	if err := json.NewDecoder(resp.Body).Decode(&r); err != nil {
+		return Report{}, fmt.Errorf("read the answer of %s: %w", socket, err)
+	}
+	return r, nil
+}
+
+// EndPods has the podo behind socket end its pods, hooks included, and take no others. It
+// returns when they have ended, or ErrCutOff when they have not within that time. If ctx ends
+// before, podo takes pods again.
+func EndPods(ctx context.Context, socket string, within time.Duration) error {
+	ctx, end := context.WithTimeoutCause(ctx, within+2*time.Second, ErrSilent) // podo looks at the time itself
+	defer end()
+	resp, err := ask(ctx, socket, http.MethodPost, "/end-pods?within="+within.String())
+	if err != nil {
+		return err
+	}
+	return resp.Body.Close()
+}
+
+// ask sends a question to podo. An answer that is an error is an error.
+func ask(ctx context.Context, socket, method, path string) (*http.Response, error) {
 	transport := &http.Transport{
 		DisableKeepAlives: true,
 		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
@@ -34,31 +64,29 @@ func Fetch(ctx context.Context, socket string) (Report, error) {
 			return d.DialContext(ctx, "unix", socket)
 		},
 	}
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://podo/status", nil)
+	req, err := http.NewRequestWithContext(ctx, method, "http://podo"+path, nil)
 	if err != nil {
-		return Report{}, err
+		return nil, err
 	}
 	resp, err := (&http.Client{Transport: transport}).Do(req)
 	switch {
 	case errors.Is(err, fs.ErrNotExist), errors.Is(err, syscall.ECONNREFUSED):
-		return Report{}, fmt.Errorf("%w: nothing answers on %s; start it with `podo server`", ErrNotRunning, socket)
+		return nil, fmt.Errorf("%w: nothing answers on %s; start it with `podo server`", ErrNotRunning, socket)
 	case errors.Is(err, fs.ErrPermission):
-		return Report{}, fmt.Errorf("ask podo on %s: permission denied; only root may ask, try with sudo", socket)
+		return nil, fmt.Errorf("ask podo on %s: permission denied; only root may ask, try with sudo", socket)
 	case err != nil && errors.Is(context.Cause(ctx), ErrSilent):
-		return Report{}, fmt.Errorf("ask podo on %s: %w", socket, ErrSilent)
+		return nil, fmt.Errorf("ask podo on %s: %w", socket, ErrSilent)
 	case err != nil:
-		return Report{}, fmt.Errorf("ask podo on %s: %w", socket, unwrapURL(err))
+		return nil, fmt.Errorf("ask podo on %s: %w", socket, unwrapURL(err))
+	case resp.StatusCode == http.StatusOK:
+		return resp, nil
 	}
 	defer resp.Body.Close()
-	if resp.StatusCode != http.StatusOK {
-		text, _ := io.ReadAll(io.LimitReader(resp.Body, 512))
-		return Report{}, fmt.Errorf("ask podo on %s: %s: %s", socket, resp.Status, strings.TrimSpace(string(text)))
+	if resp.StatusCode == http.StatusGatewayTimeout {
+		return nil, ErrCutOff
 	}
-	var r Report
-	if err := json.NewDecoder(resp.Body).Decode(&r); err != nil {
-		return Report{}, fmt.Errorf("read the answer of %s: %w", socket, err)
-	}
-	return r, nil
+	text, _ := io.ReadAll(io.LimitReader(resp.Body, 512))
+	return nil, fmt.Errorf("ask podo on %s: %s: %s", socket, resp.Status, strings.TrimSpace(string(text)))
 }
 
 // Wait asks until podo is ready and returns its last report. Each answer is passed

@@ -19,10 +19,11 @@ import (
 
 // Serve answers questions about this process on a unix socket that only its owner
 // can open. It needs no other part, so it can tell what a boot is waiting for.
-// report is called once a question, by several goroutines, with the asker's context.
+// report is called once a question, by several goroutines, with the asker's context. So is
+// endPods, which returns when all have ended or when the asker does not wait any longer.
 //
 // A socket that nobody serves any more is replaced; one that is served is an error.
-func Serve(socket string, report func(context.Context) Report, log *slog.Logger) lifecycle.Component {
+func Serve(socket string, report func(context.Context) Report, endPods func(context.Context) error, log *slog.Logger) lifecycle.Component {
 	return lifecycle.Func("status", func(ctx context.Context, ready func()) error {
 		l, err := listen(ctx, socket)
 		if err != nil {
@@ -33,6 +34,21 @@ func Serve(socket string, report func(context.Context) Report, log *slog.Logger)
 			w.Header().Set("Content-Type", "application/json")
 			if err := json.NewEncoder(w).Encode(report(r.Context())); err != nil {
 				log.Debug("status answer cut short", "component", "status", "err", err)
+			}
+		})
+		mux.HandleFunc("POST /end-pods", func(w http.ResponseWriter, r *http.Request) {
+			within, err := time.ParseDuration(r.FormValue("within"))
+			if err != nil {
+				http.Error(w, "within: "+err.Error(), http.StatusBadRequest)
+				return
+			}
+			ctx, end := context.WithTimeout(r.Context(), within)
+			defer end()
+			switch err := endPods(ctx); {
+			case errors.Is(err, context.DeadlineExceeded):
+				w.WriteHeader(http.StatusGatewayTimeout)
+			case err != nil:
+				http.Error(w, err.Error(), http.StatusConflict)
 			}
 		})
 		srv := &http.Server{

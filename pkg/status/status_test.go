@@ -22,9 +22,14 @@ var quiet = slog.New(slog.NewTextHandler(io.Discard, nil))
 
 func serve(t *testing.T, socket string, report func(context.Context) status.Report) {
 	t.Helper()
+	serveEnding(t, socket, report, nil)
+}
+
+func serveEnding(t *testing.T, socket string, report func(context.Context) status.Report, endPods func(context.Context) error) {
+	t.Helper()
 	ctx, stop := context.WithCancel(t.Context())
 	up, done := make(chan struct{}), make(chan error, 1)
-	go func() { done <- status.Serve(socket, report, quiet).Run(ctx, func() { close(up) }) }()
+	go func() { done <- status.Serve(socket, report, endPods, quiet).Run(ctx, func() { close(up) }) }()
 	select {
 	case <-up:
 	case err := <-done:
@@ -59,7 +64,7 @@ func TestFetch(t *testing.T) {
 	if info, err := os.Stat(socket); err != nil || info.Mode().Perm() != 0o600 {
 		t.Errorf("socket mode = %v, %v; want 0600", info.Mode(), err)
 	}
-	err = status.Serve(socket, nil, quiet).Run(t.Context(), func() {})
+	err = status.Serve(socket, nil, nil, quiet).Run(t.Context(), func() {})
 	if err == nil || !strings.Contains(err.Error(), "another podo serves") {
 		t.Errorf("second Serve = %v", err)
 	}
@@ -135,6 +140,41 @@ func TestWaitEnds(t *testing.T) {
 	}
 }
 
+func TestEndPods(t *testing.T) {
+	socket := filepath.Join(t.TempDir(), "podo.sock")
+	if err := status.EndPods(t.Context(), socket, time.Second); !errors.Is(err, status.ErrNotRunning) {
+		t.Errorf("without podo: %v", err)
+	}
+	ends := make(chan error, 1)
+	gone := make(chan error, 1)
+	serveEnding(t, socket, nil, func(ctx context.Context) error {
+		select {
+		case err := <-ends:
+			return err
+		case <-ctx.Done():
+			gone <- ctx.Err()
+			return ctx.Err()
+		}
+	})
+	ends <- nil
+	if err := status.EndPods(t.Context(), socket, time.Minute); err != nil {
+		t.Errorf("pods that end: %v", err)
+	}
+	ends <- errors.New("nobody listens")
+	if err := status.EndPods(t.Context(), socket, time.Minute); err == nil || !strings.Contains(err.Error(), "nobody listens") {
+		t.Errorf("nobody to end them: %v", err)
+	}
+	if err := status.EndPods(t.Context(), socket, 50*time.Millisecond); !errors.Is(err, status.ErrCutOff) || !errors.Is(<-gone, context.DeadlineExceeded) {
+		t.Errorf("pods that do not end: %v", err)
+	}
+	// Who goes away is told from one whose time is over.
+	ctx, stop := context.WithCancel(t.Context())
+	time.AfterFunc(50*time.Millisecond, stop)
+	if err := status.EndPods(ctx, socket, time.Minute); !errors.Is(err, context.Canceled) || !errors.Is(<-gone, context.Canceled) {
+		t.Errorf("somebody who goes away: %v", err)
+	}
+}
+
 func TestMissing(t *testing.T) {
 	r := up(lifecycle.Ready, lifecycle.Waiting)
 	r.Components[1].WaitOn = []string{"a"}
@@ -151,5 +191,5 @@ func TestMissing(t *testing.T) {
 }
 
 func TestContract(t *testing.T) {
-	lifecycletest.Check(t, status.Serve(filepath.Join(t.TempDir(), "s"), nil, quiet))
+	lifecycletest.Check(t, status.Serve(filepath.Join(t.TempDir(), "s"), nil, nil, quiet))
 }

@@ -38,6 +38,7 @@ type Kubelet struct {
 	plan   plan.Kubelet
 	server *options.KubeletServer
 	gate   *gate.Gate
+	ending *Ending
 	log    *slog.Logger
 }
 
@@ -57,8 +58,9 @@ func Options(p plan.Kubelet) (*options.KubeletServer, error) {
 	return &options.KubeletServer{KubeletFlags: *f, KubeletConfiguration: *c}, nil
 }
 
-// New checks the flags of p. Clients dial through g.
-func New(p plan.Kubelet, g *gate.Gate, log *slog.Logger) (*Kubelet, error) {
+// New checks the flags of p. Clients dial through g. Where no logind is, its pods can be
+// ended by e, which may be nil.
+func New(p plan.Kubelet, g *gate.Gate, e *Ending, log *slog.Logger) (*Kubelet, error) {
 	s, err := Options(p)
 	if err != nil {
 		return nil, err
@@ -66,7 +68,7 @@ func New(p plan.Kubelet, g *gate.Gate, log *slog.Logger) (*Kubelet, error) {
 	if err := options.ValidateKubeletServer(s); err != nil {
 		return nil, fmt.Errorf("kubelet-arg: %w", err)
 	}
-	return &Kubelet{plan: p, server: s, gate: g, log: log}, nil
+	return &Kubelet{plan: p, server: s, gate: g, ending: e, log: log}, nil
 }
 
 // Name is the component's name.
@@ -97,6 +99,9 @@ func (k *Kubelet) Run(ctx context.Context, ready func()) error {
 		if err := portFree(port); err != nil {
 			return fmt.Errorf("%s port: %w; is another kubelet running here?", name, err)
 		}
+	}
+	if k.ending != nil && !k.plan.Logind {
+		systemBus = func() (logind, error) { return inhibitor{k.ending}, nil }
 	}
 	deps, err := app.UnsecuredDependencies(ctx, k.server, utilfeature.DefaultFeatureGate)
 	if err != nil {
