@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"fmt"
 	"net"
 	"os"
 	"path/filepath"
@@ -99,6 +100,80 @@ func killLeavesNoPod(t *testing.T) {
 		names = append(names, p.Name)
 	}
 	w.answers("http://"+w.vip+"/hostname", names...)
+}
+
+// killWaitsForHooks has a pod that takes ten seconds to end, and then one that takes a
+// minute, which it has not.
+func killWaitsForHooks(t *testing.T) {
+	if _, err := os.Stat("/run/systemd/inhibit"); err == nil {
+		t.Skip("systemd-logind runs here, and the kubelet ends pods at its word alone")
+	}
+	clusterRuns(t)
+	s := scenario(t)
+	dir := s.hostFolder()
+	ends := func(name string, seconds int) string {
+		return fmt.Sprintf(`
+apiVersion: apps/v1
+kind: Deployment
+metadata: {name: %[1]s}
+spec:
+  selector: {matchLabels: {app: %[1]s}}
+  template:
+    metadata: {labels: {app: %[1]s}}
+    spec:
+      terminationGracePeriodSeconds: 90
+      volumes: [{name: host, hostPath: {path: %[3]s}}]
+      containers:
+      - name: main
+        image: $BUSYBOX
+        command: [sh, -c, "trap 'echo term >> /host/%[1]s; exit 0' TERM; echo up >> /host/%[1]s; while :; do sleep 0.1; done"]
+        lifecycle: {preStop: {exec: {command: [sh, -c, "echo hook >> /host/%[1]s; sleep %[2]d; echo hooked >> /host/%[1]s"]}}}
+        volumeMounts: [{name: host, mountPath: /host}]
+`, name, seconds, dir)
+	}
+	story := func(name, want string) {
+		t.Helper()
+		s.within(30*time.Second, "the story of "+name, func() error {
+			text, err := os.ReadFile(filepath.Join(dir, name))
+			if got := strings.Join(strings.Fields(string(text)), " "); err == nil && got != want {
+				err = fmt.Errorf("it is %q, want %q", got, want)
+			}
+			return err
+		})
+	}
+	kill := func(grace string, least, most time.Duration, says string) {
+		t.Helper()
+		began := time.Now()
+		out := must(t, "kill", "--grace="+grace)
+		if took := time.Since(began); took < least || took > most {
+			t.Errorf("podo kill --grace=%s took %s, want between %s and %s", grace, took, least, most)
+		}
+		if err := contains(out, says); err != nil {
+			t.Error(err)
+		}
+		theCluster.ended(t, 5*time.Second)
+		if left := traces(t); len(left) > 0 {
+			t.Errorf("it left:\n%s", strings.Join(left, "\n"))
+		}
+	}
+
+	s.apply(ends("patient", 10))
+	s.rolledOut("deployment/patient")
+	story("patient", "up")
+	kill("20s", 10*time.Second, 35*time.Second, "hooks included")
+	story("patient", "up hook hooked term")
+
+	// Its Deployment has another one when podo is back.
+	startCluster(t)
+	story("patient", "up hook hooked term up")
+	s.kubectl("delete", "deployment", "patient", "--wait=false")
+	s.apply(ends("endless", 60))
+	s.rolledOut("deployment/endless")
+	story("endless", "up")
+	kill("5s", 5*time.Second, 25*time.Second, "did not end in time")
+	story("endless", "up hook")
+	startCluster(t)
+	s.rolledOut("deployment/endless")
 }
 
 func uninstallsWithoutTrace(t *testing.T) {

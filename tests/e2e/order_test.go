@@ -120,6 +120,7 @@ func TestPodo(t *testing.T) {
 					{"a clock that is behind", refusesWrongClock},
 					{"a data directory of a newer podo, which it refuses", refusesNewerLayout},
 					{"podo kill, which leaves no pod", killLeavesNoPod},
+					{"podo kill with time for pods to end", killWaitsForHooks},
 				})
 			})
 			t.Run("goes", func(t *testing.T) {
