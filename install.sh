@@ -548,10 +548,10 @@ depend() {
 	after firewall ntp-client
 }
 
-# Pods outlive podo, but not the machine.
-stop_post() {
+# Pods outlive podo, but not the machine. They end while podo is there to run their hooks.
+stop_pre() {
 	yesno "\${RC_GOINGDOWN:-no}" || return 0
-	"\$command" kill --grace=20s${data_dir:+ --data-dir=$data_dir}
+	"\$command" kill --grace=45s${data_dir:+ --data-dir=$data_dir} || ewarn "not all pods ended in good order"
 }
 SCRIPT
 }

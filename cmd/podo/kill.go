@@ -25,15 +25,19 @@ upgraded without disturbing them. This command stops the pods as well, and takes
 their mounts, network links, packet filter tables and cgroups out of the kernel.
 Everything on disk stays: start podo again and the pods come back.
 
+With --grace, the running podo ends its pods as at a shutdown of the machine: preStop
+hooks run, and a pod that no Deployment or the like looks after does not come back. Where
+systemd-logind runs, or podo does not, their processes are asked to end instead.
+
 Kernel parameters (sysctl) that podo set stay, for its next start; podo uninstall puts
 them back, and so does a boot.
 
 Examples:
   podo kill                  at once, as in a power cut
-  podo kill --grace=30s      give pods time to end by themselves
+  podo kill --grace=30s      give pods time to end, and cut off those that take longer
   podo uninstall             also remove what is on disk`,
 		Flags: []cli.Flag{
-			&cli.DurationFlag{Name: "grace", Usage: "let pods end by themselves first, for at most `DURATION`", DefaultText: "no time at all"},
+			&cli.DurationFlag{Name: "grace", Usage: "let pods end first, for at most `DURATION`", DefaultText: "no time at all"},
 			dataDirFlag(),
 		},
 		OnUsageError: flagProblem,
