@@ -24,25 +24,37 @@ spec:
 `
 
 // TestDualStackCluster: pods, Services, DNS and node ports of a server and an agent
-// work over IPv4 and over IPv6.
+// work over IPv4 and over IPv6. What pods send out of the cluster has their node's address.
 func TestDualStackCluster(t *testing.T) {
 	s := begin(t, hosts.IPv4, hosts.IPv6)
 	server := s.net.Host("server")
 	s.start(server, "server", "--cluster-cidr", "10.42.0.0/16,fd42::/56", "--service-cidr", "10.43.0.0/16,fd43::/112",
-		"--node-ip", strings.Join(server.IPs(), ","))
+		"--node-ip", strings.Join(server.IPs(), ","), "--flannel-ipv6-masq")
 	agent := s.agent("agent", server)
 	s.ready(server, server, agent)
 	s.everyFamily(server, 2, server, agent)
+
+	outside := s.net.Host("outside")
+	for _, node := range []*hosts.Host{server, agent} {
+		pod, _ := s.podOn(server, node, "web")
+		for i, at := range outside.IPs() {
+			s.arrivesFrom(server, pod, outside, at, node.IPs()[i])
+		}
+	}
 }
 
 // TestClusterOfIPv6Alone: three servers and an agent that know no other family work,
-// and go on without one of the servers.
+// and go on without one of the servers. Pods keep their addresses outside, as nobody asked
+// for others.
 func TestClusterOfIPv6Alone(t *testing.T) {
 	s := begin(t, hosts.IPv6)
 	servers, agent := s.three("--cluster-cidr", "fd42::/56", "--service-cidr", "fd43::/112")
 	one, two, three := servers[0], servers[1], servers[2]
 	s.everyFamily(one.Host, 1, one.Host, two.Host, three.Host, agent)
 	s.advertised(one.Host, one.Host, two.Host, three.Host)
+	pod, ip := s.podOn(one.Host, agent, "web")
+	outside := s.net.Host("outside")
+	s.arrivesFrom(one.Host, pod, outside, outside.IP(), ip)
 
 	two.down() // by which the agent has joined
 	client := s.through(agent, one.Host)
@@ -60,6 +72,29 @@ func TestClusterOfIPv6Alone(t *testing.T) {
 		return err
 	})
 	s.reached(one.Host, fresh)
+}
+
+// arrivesFrom has a pod send to an address of a machine outside the cluster, which looks
+// whom that comes from. It is UDP, since an answer finds no way back to a pod's own address.
+func (s *scene) arrivesFrom(server *hosts.Host, pod string, outside *hosts.Host, at, want string) {
+	s.Helper()
+	var c net.PacketConn
+	if err := outside.In(func() (err error) { c, err = net.ListenPacket("udp", net.JoinHostPort(at, "0")); return err }); err != nil {
+		s.Fatal(err)
+	}
+	defer c.Close()
+	s.within(20*time.Second, fmt.Sprintf("what %s sends to %s comes from %s", pod, at, want), func() error {
+		_, sent := server.Kubectl("exec", pod, "--", "/agnhost", "connect", "--protocol=udp", "--udp-data=echo", "--timeout=100ms", c.LocalAddr().String())
+		_ = c.SetReadDeadline(time.Now().Add(time.Second))
+		_, from, err := c.ReadFrom(make([]byte, 100))
+		if err != nil {
+			return fmt.Errorf("nothing came: %w; agnhost says: %v", err, sent)
+		}
+		if ip := from.(*net.UDPAddr).IP.String(); ip != want {
+			return fmt.Errorf("it comes from %s", ip)
+		}
+		return nil
+	})
 }
 
 // everyFamily has a pod on each node reach every other and a Service, by every address
