@@ -4,10 +4,8 @@ import (
 	"errors"
 	"fmt"
 	"net"
-	"net/http"
 	"slices"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
@@ -187,76 +185,4 @@ func (s *scene) unpublished(name string) error {
 		err = fmt.Errorf("it is published: %+v", svc.Status.LoadBalancer.Ingress)
 	}
 	return err
-}
-
-// survivesForClients: while podo is killed, away and started again, a Service at the
-// node's address answers every single request.
-func survivesForClients(t *testing.T) {
-	clusterRuns(t)
-	s := scenario(t)
-	s.apply(servers)
-	s.rolledOut("deployment/web")
-	address := s.outsideAt("18093")
-	s.answers("http://"+address+"/hostname", "web-")
-
-	var wg sync.WaitGroup
-	var asked int
-	var failed []error
-	done := make(chan struct{})
-	wg.Go(func() {
-		c := http.Client{Timeout: 5 * time.Second, Transport: &http.Transport{DisableKeepAlives: true}}
-		for {
-			select {
-			case <-done:
-				return
-			case <-time.After(5 * time.Millisecond):
-			}
-			asked++
-			res, err := c.Get("http://" + address + "/hostname")
-			if err != nil {
-				failed = append(failed, fmt.Errorf("%s: %w", time.Now().Format(time.TimeOnly), err))
-				continue
-			}
-			res.Body.Close()
-		}
-	})
-	// Why, if pods are taken for not ready: the kubelet has called the node so.
-	var said []string
-	wg.Go(func() {
-		for {
-			select {
-			case <-done:
-				return
-			case <-time.After(200 * time.Millisecond):
-			}
-			nodes, err := s.CoreV1().Nodes().List(s.ctx, metav1.ListOptions{})
-			if err != nil {
-				continue // the API is away
-			}
-			for _, c := range nodes.Items[0].Status.Conditions {
-				if now := fmt.Sprintf("%s: %s", c.Reason, c.Message); c.Type == corev1.NodeReady && c.Status != corev1.ConditionTrue && !slices.Contains(said, now) {
-					said = append(said, now)
-				}
-			}
-		}
-	})
-	time.Sleep(time.Second)
-	theCluster.crash(t)
-	time.Sleep(5 * time.Second)
-	startCluster(t)
-	time.Sleep(20 * time.Second) // everything has been looked at anew
-	theCluster.stop(t)
-	time.Sleep(2 * time.Second)
-	startCluster(t)
-	time.Sleep(10 * time.Second)
-	close(done)
-	wg.Wait()
-	if len(failed) > 0 {
-		t.Errorf("%d of %d requests failed: %v; the node said: %q", len(failed), asked, failed[:min(len(failed), 5)], said)
-	}
-	if asked < 1000 {
-		t.Errorf("only %d requests were made", asked)
-	}
-	s.publishedAt("outside", s.nodeAddress())
-	s.Attr("figure", fmt.Sprintf("requests over a kill and a restart\t%d\t%d failed", asked, len(failed)))
 }

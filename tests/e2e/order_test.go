@@ -112,7 +112,7 @@ func TestPodo(t *testing.T) {
 				inTurn(t, []promise{
 					{"being told to stop, without a pod noticing", survivesStop},
 					{"being killed, without a pod noticing", survivesKill},
-					{"a kill and a restart, without a request lost", survivesForClients},
+					{"a kill and upgrades, without a request lost", survivesForClients},
 					{"being killed while it makes and removes volumes", survivesKillWithVolumes},
 					{"a restart, and imports nothing again", importsOnce},
 					{"the death of containerd", survivesContainerdDeath},

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"net/http"
 	"os"
@@ -25,8 +26,7 @@ type witness struct {
 	vip    string
 	names  []string
 	before map[string]string
-	conn   net.Conn
-	reader *bufio.Reader
+	conn   *held
 }
 
 func witnesses(t *testing.T) *witness {
@@ -40,11 +40,7 @@ func witnesses(t *testing.T) *witness {
 	w.ok(err)
 	w.vip = svc.Spec.ClusterIP
 	w.answers("http://"+w.vip+"/hostname", w.names...)
-	if w.conn, err = dial(net.JoinHostPort(w.vip, "80")); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { w.conn.Close() })
-	w.reader = bufio.NewReader(w.conn)
+	w.conn = hold(t, net.JoinHostPort(w.vip, "80"))
 	w.within(20*time.Second, "the witnesses are in place", w.works)
 	w.before = w.containers()
 	return w
@@ -60,7 +56,7 @@ func (w *witness) know() {
 }
 
 // containers tells every container of the cluster by pod, with how often it was
-// restarted and its process.
+// restarted, since when it runs, and its process.
 func (w *witness) containers() map[string]string {
 	w.Helper()
 	list, err := w.CoreV1().Pods("").List(w.ctx, metav1.ListOptions{})
@@ -86,29 +82,54 @@ func (w *witness) containers() map[string]string {
 			if pids[id] == 0 {
 				w.Errorf("no process runs in %s of %s", c.Name, p.Name)
 			}
-			out[p.Name+"/"+c.Name] = fmt.Sprintf("%s restarted %d times, process %d", id, c.RestartCount, pids[id])
+			var since metav1.Time
+			if c.State.Running != nil {
+				since = c.State.Running.StartedAt
+			}
+			out[p.Name+"/"+c.Name] = fmt.Sprintf("%s restarted %d times, process %d, since %s", id, c.RestartCount, pids[id], since.UTC().Format(time.TimeOnly))
 		}
 	}
 	return out
 }
 
-// flows sends a request on the connection that is held open, and reads the answer.
-func (w *witness) flows() error {
-	_ = w.conn.SetDeadline(time.Now().Add(3 * time.Second))
-	if _, err := fmt.Fprintf(w.conn, "GET /hostname HTTP/1.1\r\nHost: web\r\n\r\n"); err != nil {
-		return err
-	}
-	res, err := http.ReadResponse(w.reader, nil)
+// A held connection is never closed, and pages are asked for on it.
+type held struct {
+	net.Conn
+	reader *bufio.Reader
+}
+
+func hold(t *testing.T, address string) *held {
+	t.Helper()
+	c, err := dial(address)
 	if err != nil {
-		return err
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { c.Close() })
+	return &held{c, bufio.NewReader(c)}
+}
+
+// says sends a request, and reads the answer.
+func (h *held) says() (string, error) {
+	_ = h.SetDeadline(time.Now().Add(3 * time.Second))
+	if _, err := fmt.Fprintf(h, "GET /hostname HTTP/1.1\r\nHost: web\r\n\r\n"); err != nil {
+		return "", err
+	}
+	res, err := http.ReadResponse(h.reader, nil)
+	if err != nil {
+		return "", err
 	}
 	defer res.Body.Close()
-	buf := make([]byte, 200)
-	n, _ := res.Body.Read(buf)
-	if !slices.Contains(w.names, strings.TrimSpace(string(buf[:n]))) {
-		return fmt.Errorf("the held connection says %q", buf[:n])
+	body, err := io.ReadAll(res.Body)
+	return strings.TrimSpace(string(body)), err
+}
+
+// flows asks on the connection that is held open.
+func (w *witness) flows() error {
+	name, err := w.conn.says()
+	if err == nil && !slices.Contains(w.names, name) {
+		err = fmt.Errorf("the held connection says %q", name)
 	}
-	return nil
+	return err
 }
 
 // works is everything that pods need while podo is away.
