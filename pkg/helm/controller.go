@@ -29,6 +29,7 @@ const (
 	group       = "helm.cattle.io"
 	version     = "v1"
 	chartKind   = "HelmChart"
+	configKind  = "HelmChartConfig"
 	chartsPath  = "helmcharts"
 	configsPath = "helmchartconfigs"
 )

@@ -33,7 +33,7 @@ func (w *worker) reconcile(ctx context.Context, key string) error {
 	switch {
 	case apierrors.IsNotFound(err):
 		w.secrets.follow(key, namespace, nil)
-		return nil
+		return w.stray(ctx, key)
 	case err != nil:
 		w.log.Warn("HelmChart not read", "chart", key, "err", err)
 		return err

@@ -14,10 +14,10 @@ import (
 func (c *chart) key() string { return c.Metadata.Namespace + "/" + c.Metadata.Name }
 
 // reference is the HelmChart as events name it.
-func (c *chart) reference() *corev1.ObjectReference {
-	return &corev1.ObjectReference{
-		APIVersion: group + "/" + version, Kind: chartKind, Namespace: c.Metadata.Namespace, Name: c.Metadata.Name, UID: c.Metadata.UID,
-	}
+func (c *chart) reference() *corev1.ObjectReference { return reference(chartKind, c.Metadata) }
+
+func reference(kind string, m metav1.ObjectMeta) *corev1.ObjectReference {
+	return &corev1.ObjectReference{APIVersion: group + "/" + version, Kind: kind, Namespace: m.Namespace, Name: m.Name, UID: m.UID}
 }
 
 // The conditions of a HelmChart.

@@ -4,6 +4,7 @@ import (
 	"crypto/tls"
 	"encoding/base64"
 	"encoding/pem"
+	"errors"
 	"fmt"
 	"io"
 	"log"
@@ -108,6 +109,10 @@ func helmCharts(t *testing.T) {
 	target := s.ns + "-web"
 	t.Cleanup(func() { podo("kubectl", "delete", "namespace", target, "--wait=false", "--ignore-not-found") })
 
+	// As k3s users write it, for a chart that podo does not have. Somebody is told later.
+	t.Cleanup(func() { podo("kubectl", "-n", "kube-system", "delete", "helmchartconfig", "traefik") })
+	s.applyIn("kube-system", "apiVersion: helm.cattle.io/v1\nkind: HelmChartConfig\nmetadata: {name: traefik}\nspec: {values: {colour: blue}}\n")
+
 	s.kubectl("create", "secret", "docker-registry", "images", "--docker-server="+host, "--docker-username=ann", "--docker-password=secret")
 	began := time.Now()
 	s.apply(fmt.Sprintf(`apiVersion: v1
@@ -204,6 +209,11 @@ spec: {chart: "https://a.example/web.tgz", jobImage: helm, helmVersion: v2}
 	s.has(false, "-n", target, "configmap", "repository")
 	s.has(false, "deployment", "inline")
 	s.has(false, "secret", "-l", "owner=helm")
+
+	s.within(40*time.Second, "a HelmChartConfig of nothing is told of", func() error {
+		event := must(t, "kubectl", "-n", "kube-system", "describe", "helmchartconfig", "traefik")
+		return errors.Join(contains(event, "NoHelmChart", "no HelmChart kube-system/traefik", "docs/ingress.md"), contains(theCluster.written(), "traefik-custom (docs/ingress.md)"))
+	})
 
 	// The usual way: a file.
 	s.put("e2e-chart.yaml", fmt.Sprintf("apiVersion: helm.cattle.io/v1\nkind: HelmChart\nmetadata: {name: filed, namespace: %s}\nspec: {chartContent: %s}\n", s.ns, base64.StdEncoding.EncodeToString(first)))
