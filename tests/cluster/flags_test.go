@@ -19,7 +19,7 @@ import (
 func TestWaysToTheServers(t *testing.T) {
 	s := begin(t)
 	dial := []string{"--egress-selector-mode", "disabled"}
-	server := s.station("server", append([]string{"server"}, append(dial, "--cluster-init", "--etcd-expose-metrics")...)...)
+	server := s.station("server", append([]string{"server"}, append(dial, "--cluster-init", "--etcd-expose-metrics", "--etcd-arg", "quota-backend-bytes=268435456")...)...)
 	s.ready(server.Host, server.Host)
 	elsewhere := s.agent("elsewhere", server.Host, "--lb-server-port", "7444")
 	direct := s.agent("direct", server.Host, "--disable-apiserver-lb")
@@ -55,6 +55,9 @@ func TestWaysToTheServers(t *testing.T) {
 	text, err := s.get(direct, server.IP()+":2381", "/metrics")
 	if err != nil || !strings.Contains(text, "etcd_server_has_leader 1") {
 		t.Errorf("etcd's metrics from another machine: %v\n%.300s", err, text)
+	}
+	if !strings.Contains(text, "etcd_server_quota_backend_bytes 2.68435456e+08") {
+		t.Error("--etcd-arg quota-backend-bytes has no effect")
 	}
 
 	for _, port := range []string{"2379", "2380"} {

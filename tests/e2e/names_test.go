@@ -64,18 +64,6 @@ func dnsNames(t *testing.T) {
 func dnsCustom(t *testing.T) {
 	s := scenario(t)
 	t.Cleanup(func() { podo("kubectl", "-n", "kube-system", "delete", "configmap", "coredns-custom") })
-	s.applyIn("kube-system", `
-apiVersion: v1
-kind: ConfigMap
-metadata: {name: coredns-custom}
-data:
-  e2e.server: |
-    custom.e2e.example:53 {
-        hosts {
-            203.0.113.9 host.custom.e2e.example
-        }
-    }
-`)
 	s.apply(`
 apiVersion: v1
 kind: Pod
@@ -85,17 +73,68 @@ spec:
   containers: [{name: client, image: $AGNHOST, args: [netexec, --http-port=8080]}]
 `)
 	s.podReady("client")
-	// The kubelet brings a changed volume within a minute, CoreDNS reads it within another
-	// half. A mark on the pod has it look at once.
+	resolver := func() string {
+		return must(t, "kubectl", "-n", "kube-system", "get", "pods", "-l", "k8s-app=kube-dns", "-o", "jsonpath={.items[*].status.containerStatuses[*].containerID}")
+	}
+	before := resolver()
+	// What the custom settings are to be, and what is asked for because of them.
+	custom := func(settings string) {
+		s.applyIn("kube-system", "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: coredns-custom}\n"+settings)
+		s.remindKubelet()
+	}
+	knows := func(name, address string) error {
+		r := s.try("exec", "client", "--", "nslookup", name)
+		_, answer, _ := strings.Cut(r.out, "\n\n") // the server's own address comes first
+		return contains(answer+r.err, address)
+	}
+	const own = `
+  e2e.server: |
+    custom.e2e.example:53 {
+        hosts {
+            203.0.113.9 host.custom.e2e.example
+        }
+    }
+`
+	custom("data:" + own + "  e2e.override: rewrite name exact api.e2e.example. kubernetes.default.svc.cluster.local.\n")
+	s.within(2*time.Minute, "names of one's own are known", func() error {
+		return errors.Join(knows("host.custom.e2e.example.", "203.0.113.9"), knows("api.e2e.example.", "10.43.0.1"))
+	})
+
+	// What it cannot take leaves it as it is, and ready.
+	custom("data:" + own + "  wrong.override: no-such-plugin\n")
+	s.within(2*time.Minute, "CoreDNS says what it cannot take", func() error {
+		return contains(must(t, "kubectl", "-n", "kube-system", "logs", "deployment/coredns"), "no-such-plugin")
+	})
+	always(t, 8*time.Second, "CoreDNS goes on with what it had", func() error {
+		unready := must(t, "kubectl", "-n", "kube-system", "get", "pods", "-l", "k8s-app=kube-dns", "-o", `jsonpath={.items[*].status.containerStatuses[?(@.ready==false)].name}`)
+		if unready != "" {
+			return errors.New("CoreDNS is not ready")
+		}
+		return errors.Join(knows("host.custom.e2e.example.", "203.0.113.9"), knows("api.e2e.example.", "10.43.0.1"))
+	})
+
+	// Mended, it takes it again, and the next test finds it at rest.
+	custom("data: {none.server: \"\"}\n")
+	s.within(2*time.Minute, "what was taken back is unknown", func() error {
+		if knows("host.custom.e2e.example.", "203.0.113.9") == nil {
+			return errors.New("it is known")
+		}
+		return nil
+	})
+	if after := resolver(); after != before {
+		t.Errorf("CoreDNS was started anew: %s, then %s", before, after)
+	}
+}
+
+// remindKubelet has the kubelet bring CoreDNS's settings at once, which it does within a
+// minute by itself. CoreDNS reads them within another half.
+func (s *scene) remindKubelet() {
+	s.Helper()
 	dns, err := s.CoreV1().Pods("kube-system").List(s.ctx, metav1.ListOptions{LabelSelector: "k8s-app=kube-dns"})
 	s.ok(err)
 	for _, p := range dns.Items {
-		must(t, "kubectl", "-n", "kube-system", "annotate", "--overwrite", "pod", p.Name, "e2e/look="+time.Now().Format("150405"))
+		must(s.T, "kubectl", "-n", "kube-system", "annotate", "--overwrite", "pod", p.Name, "e2e/look="+time.Now().Format("150405"))
 	}
-	s.within(2*time.Minute, "the name of one's own is known", func() error {
-		r := s.try("exec", "client", "--", "nslookup", "host.custom.e2e.example")
-		return contains(r.out+r.err, "203.0.113.9")
-	})
 }
 
 // dnsOutside asks for names outside the cluster while the server there answers, denies

@@ -5,8 +5,10 @@ import (
 	"fmt"
 	"net"
 	"os"
+	"os/user"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -27,9 +29,9 @@ func anotherShape(t *testing.T) {
 	srv := bootWith(t, nil,
 		"--cluster-cidr", pods, "--service-cidr", services, "--cluster-domain", "grapes.test", "--service-node-port-range", "20000-20100",
 		"--https-listen-port", "7443", "--flannel-backend", "host-gw", "--node-name", "vine", "--node-label", "e2e/kind=test", "--node-taint", "CriticalAddonsOnly=true:NoSchedule",
-		"--write-kubeconfig", kubeconfig, "--write-kubeconfig-mode", "0644", "--write-kubeconfig-name", "mine", "--log", log,
+		"--write-kubeconfig", kubeconfig, "--write-kubeconfig-mode", "0640", "--write-kubeconfig-group", "daemon", "--write-kubeconfig-name", "mine", "--log", log,
 		"--feature-gates", "ContextualLogging=false", "--kube-apiserver-arg", "default-not-ready-toleration-seconds=77",
-		"--kube-controller-manager-arg", "terminated-pod-gc-threshold=11", "--kube-scheduler-arg", "kube-api-burst=200", "--kube-proxy-arg", "conntrack-min=1000").ready(t)
+		"--kube-controller-manager-arg", "terminated-pod-gc-threshold=11", "--kube-scheduler-arg", "kube-api-burst=200", "--kube-proxy-arg", "metrics-bind-address=127.0.0.1:11249").ready(t)
 	t.Cleanup(func() {
 		podo("uninstall", "--yes", "--purge")
 		for _, path := range []string{kubeconfig, log} {
@@ -46,8 +48,19 @@ func anotherShape(t *testing.T) {
 	if info, err := os.Stat(log); err != nil || info.Size() == 0 {
 		t.Errorf("--log %s: %v", log, err)
 	}
-	if info, err := os.Stat(kubeconfig); err != nil || info.Mode().Perm() != 0o644 {
-		t.Errorf("--write-kubeconfig-mode 0644: %v, %v", info.Mode(), err)
+	info, err := os.Stat(kubeconfig)
+	if err != nil {
+		t.Fatal(err)
+	}
+	group, err := user.LookupGroup("daemon")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if gid := fmt.Sprint(info.Sys().(*syscall.Stat_t).Gid); info.Mode().Perm() != 0o640 || gid != group.Gid {
+		t.Errorf("the kubeconfig has mode %v and group %s, want 0640 and %s", info.Mode(), gid, group.Gid)
+	}
+	if text, err := get("http://127.0.0.1:11249/metrics"); err != nil || !strings.Contains(text, "kubeproxy_") {
+		t.Errorf("--kube-proxy-arg metrics-bind-address: %v, %.200s", err, text)
 	}
 	cfg, err := clientcmd.BuildConfigFromFlags("", kubeconfig)
 	if err != nil {
