@@ -6,6 +6,7 @@ import (
 	"net"
 	"net/netip"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -24,12 +25,14 @@ spec:
 `
 
 // TestDualStackCluster: pods, Services, DNS and node ports of a server and an agent
-// work over IPv4 and over IPv6. What pods send out of the cluster has their node's address.
+// work over IPv4 and over IPv6. What pods send out of the cluster has their node's address,
+// and an Ingress answers without the server.
 func TestDualStackCluster(t *testing.T) {
 	s := begin(t, hosts.IPv4, hosts.IPv6)
 	server := s.net.Host("server")
-	s.start(server, "server", "--cluster-cidr", "10.42.0.0/16,fd42::/56", "--service-cidr", "10.43.0.0/16,fd43::/112",
-		"--node-ip", strings.Join(server.IPs(), ","), "--flannel-ipv6-masq")
+	args := []string{"server", "--cluster-cidr", "10.42.0.0/16,fd42::/56", "--service-cidr", "10.43.0.0/16,fd43::/112",
+		"--node-ip", strings.Join(server.IPs(), ","), "--flannel-ipv6-masq", "--disable", "metrics-server"}
+	process := s.start(server, args...)
 	agent := s.agent("agent", server)
 	s.ready(server, server, agent)
 	s.everyFamily(server, 2, server, agent)
@@ -39,6 +42,72 @@ func TestDualStackCluster(t *testing.T) {
 		pod, _ := s.podOn(server, node, "web")
 		for i, at := range outside.IPs() {
 			s.arrivesFrom(server, pod, outside, at, node.IPs()[i])
+		}
+	}
+	s.ingressGoesOn(outside, server, agent, func() {
+		s.kill(process)
+		time.Sleep(3 * time.Second)
+		s.start(server, args...)
+		s.ready(server, server, agent)
+	})
+}
+
+const toAll = `
+apiVersion: networking.k8s.io/v1
+kind: Ingress
+metadata: {name: all}
+spec: {rules: [{http: {paths: [{path: /, pathType: Prefix, backend: {service: {name: all, port: {number: 80}}}}]}}]}
+`
+
+// ingressGoesOn has Traefik run on the agent, and answer every request from outside, at
+// every address of both nodes, while something happens to the server.
+func (s *scene) ingressGoesOn(outside, server, agent *hosts.Host, happens func()) {
+	s.Helper()
+	s.within(60*time.Second, "Traefik is there", func() error {
+		_, err := server.Kubectl("-n", "kube-system", "rollout", "status", "deployment/traefik", "--timeout=5s")
+		return err
+	})
+	s.kubectl(server, "cordon", server.Name())
+	s.kubectl(server, "-n", "kube-system", "delete", "pod", "-l", "app.kubernetes.io/name=traefik", "--wait")
+	s.within(60*time.Second, "Traefik runs on the agent", func() error {
+		out, err := server.Kubectl("-n", "kube-system", "get", "pods", "-l", "app.kubernetes.io/name=traefik", "-o", "jsonpath={.items[*].spec.nodeName} {.items[*].status.containerStatuses[*].ready}")
+		if err == nil && out != agent.Name()+" true" {
+			err = fmt.Errorf("%q", out)
+		}
+		return err
+	})
+	s.kubectl(server, "uncordon", server.Name())
+	s.apply(server, toAll)
+	var ways []string
+	for _, ip := range append(server.IPs(), agent.IPs()...) {
+		ways = append(ways, net.JoinHostPort(ip, "80"))
+		s.answered(outside, net.JoinHostPort(ip, "80"), "/hostname", "web-")
+	}
+	done := make(chan struct{})
+	var all sync.WaitGroup
+	failed, asked := make([][]error, len(ways)), make([]int, len(ways))
+	for i, way := range ways {
+		all.Go(func() {
+			for {
+				select {
+				case <-done:
+					return
+				case <-time.After(20 * time.Millisecond):
+				}
+				asked[i]++
+				if _, err := s.get(outside, way, "/hostname"); err != nil {
+					failed[i] = append(failed[i], fmt.Errorf("%s: %w", time.Now().Format(time.TimeOnly), err))
+				}
+			}
+		})
+	}
+	happens()
+	time.Sleep(5 * time.Second)
+	close(done)
+	all.Wait()
+	for i, way := range ways {
+		if n := len(failed[i]); n > 0 || asked[i] < 50 {
+			s.Errorf("of %d requests to %s %d failed: %v", asked[i], way, n, failed[i][:min(n, 5)])
 		}
 	}
 }
