@@ -89,7 +89,7 @@ spec:
 `
 
 // TestAgentColdBootsWithoutServer_alone: an agent that boots while no server answers starts
-// the pods that it last knew, with their settings, secrets, tokens and Services, and
+// the pods that it last knew, with their settings, secrets, tokens, volumes and Services, and
 // has its routes to other nodes. When the server returns no pod is restarted, and
 // what was deleted meanwhile goes.
 func TestAgentColdBootsWithoutServer_alone(t *testing.T) {
@@ -104,10 +104,15 @@ func coldBoot(s *scene, backend string) {
 	server := s.server("server", "--flannel-backend", backend)
 	one, two := s.agent("one", server), s.agent("two", server)
 	s.ready(server, server, one, two)
-	s.apply(server, atHome)
-	s.running(server, "app in (home,guest,far)")
+	s.apply(server, atHome+"---"+fmt.Sprintf(database, "one"))
+	s.running(server, "app in (home,guest,far,db)")
 	service := s.kubectl(server, "get", "service", "home", "-o", "jsonpath={.spec.clusterIP}") + ":80"
 	_, far := s.podOn(server, two, "far")
+	_, data := s.volumeOf(server, "data-db-0")
+	starts := func() int { return strings.Count(s.file(one, data+"/starts"), "start") }
+	if n := starts(); n != 1 {
+		s.Fatalf("the database has noted %d starts", n)
+	}
 	s.serves(one, "the Service", service, 20*time.Second)
 	s.serves(one, "the other node's pod", far+":8080", 20*time.Second)
 	time.Sleep(3 * time.Second) // it is the last moments that a power cut takes
@@ -122,6 +127,13 @@ func coldBoot(s *scene, backend string) {
 	s.Logf("the pod serves %s after the start of an agent without a server", time.Since(began).Round(100*time.Millisecond))
 	s.serves(one, "the other node's pod", far+":8080", 10*time.Second)
 	s.container(one, "guest", time.Minute)
+	db, _ := s.container(one, "main", time.Minute)
+	s.within(10*time.Second, "the database has what it had", func() error {
+		if n := starts(); n != 2 {
+			return fmt.Errorf("it has noted %d starts, want 2", n)
+		}
+		return nil
+	})
 	look, _ := s.container(one, "look", 10*time.Second)
 	for command, want := range map[string]string{
 		"cat /settings/colour":    "green",
@@ -149,7 +161,10 @@ func coldBoot(s *scene, backend string) {
 		}
 		return nil
 	})
-	s.running(server, "app in (home,guest,far)")
+	s.running(server, "app in (home,guest,far,db)")
+	if again, _ := s.container(one, "main", time.Second); again != db || starts() != 2 {
+		s.Errorf("the server's return restarts the database: %s, then %s", db, again)
+	}
 	s.serves(server, "the pod, from the server", ip+":8080", 20*time.Second)
 	if again, _ := s.container(one, "home", time.Second); again != id {
 		s.Errorf("the server's return restarts the container: %s, then %s", id, again)
