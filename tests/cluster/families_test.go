@@ -231,6 +231,11 @@ func (s *scene) everyFamily(server *hosts.Host, families int, nodes ...*hosts.Ho
 
 // resolves asks a DNS server from a host for the Service's address of one family.
 func (s *scene) resolves(from *hosts.Host, dns, want string) error {
+	return s.resolved(from, dns, "all.default.svc.cluster.local.", want)
+}
+
+// resolved asks a DNS server from a host for the address of a name.
+func (s *scene) resolved(from *hosts.Host, dns, name, want string) error {
 	r := net.Resolver{PreferGo: true, Dial: func(_ context.Context, network, _ string) (net.Conn, error) {
 		return from.Dial(network, net.JoinHostPort(dns, "53"), 2*time.Second)
 	}}
@@ -240,7 +245,7 @@ func (s *scene) resolves(from *hosts.Host, dns, want string) error {
 	}
 	ctx, stop := context.WithTimeout(s.Context(), 3*time.Second)
 	defer stop()
-	got, err := r.LookupNetIP(ctx, network, "all.default.svc.cluster.local.")
+	got, err := r.LookupNetIP(ctx, network, name)
 	if err == nil && (len(got) != 1 || got[0].Unmap() != netip.MustParseAddr(want)) {
 		err = fmt.Errorf("answer %v", got)
 	}

@@ -157,6 +157,8 @@ func TestServicesAtNodesAddresses(t *testing.T) {
 	s.published(server, 20*time.Second, "late", server, one, two)
 	s.answered(client, net.JoinHostPort(two.IP(), "80"), "/hostname", pod)
 
+	s.resolverGoesOn(server, one, two)
+
 	// A node that is lost is withdrawn, and comes back.
 	s.kill(process)
 	s.published(server, 90*time.Second, "late", server, one)
@@ -219,6 +221,79 @@ func TestServicesAndMetricsWithoutAServer(t *testing.T) {
 	})
 	s.figure("loss of the server that publishes Services, to the next one published", time.Since(began).Seconds(), "s")
 	s.published(api, 90*time.Second, "web", others[0].Host, others[1].Host, agent)
+}
+
+// resolverGoesOn has two replicas of CoreDNS, which are on two nodes and of which one is
+// drained at a time, answer every question meanwhile.
+func (s *scene) resolverGoesOn(server *hosts.Host, nodes ...*hosts.Host) {
+	s.Helper()
+	const pods = "k8s-app=kube-dns"
+	places := func() (out []string, err error) {
+		said, err := server.Kubectl("-n", "kube-system", "get", "pods", "-l", pods, "-o", `jsonpath={range .items[*]}{.spec.nodeName} {.status.conditions[?(@.type=="Ready")].status}{"\n"}{end}`)
+		for line := range strings.Lines(said) {
+			if at, ready, _ := strings.Cut(strings.TrimSpace(line), " "); ready == "True" {
+				out = append(out, at)
+			}
+		}
+		return out, err
+	}
+	spread := func() error {
+		at, err := places()
+		if err == nil && (len(at) != 2 || at[0] == at[1]) {
+			err = fmt.Errorf("it is on %v", at)
+		}
+		return err
+	}
+	s.kubectl(server, "-n", "kube-system", "scale", "deployment/coredns", "--replicas=2")
+	s.within(60*time.Second, "CoreDNS is on two nodes", spread)
+	at, err := places()
+	if err != nil {
+		s.Fatal(err)
+	}
+
+	done, failed := make(chan struct{}), make(chan []error, 1)
+	asked := 0
+	go func() {
+		var errs []error
+		for {
+			select {
+			case <-done:
+				failed <- errs
+				return
+			case <-time.After(20 * time.Millisecond):
+			}
+			asked++
+			if err := s.resolved(server, "10.43.0.10", "kubernetes.default.svc.cluster.local.", "10.43.0.1"); err != nil {
+				errs = append(errs, fmt.Errorf("%s: %w", time.Now().Format(time.TimeOnly), err))
+			}
+		}
+	}()
+	drain := func(node string) error {
+		_, err := server.Kubectl("drain", node, "--pod-selector="+pods, "--ignore-daemonsets", "--delete-emptydir-data", "--timeout=8s")
+		return err
+	}
+	s.kubectl(server, append([]string{"cordon", server.Name()}, names(nodes)...)...) // another replica has no place
+	if err := drain(at[0]); err != nil {
+		s.Errorf("the first of two is not drained: %v", err)
+	}
+	if err := drain(at[1]); err == nil || !strings.Contains(err.Error(), "disruption budget") {
+		s.Errorf("the second of two is drained beside the first: %v", err)
+	}
+	s.kubectl(server, append([]string{"uncordon", server.Name()}, names(nodes)...)...)
+	s.within(60*time.Second, "CoreDNS is on two nodes again", spread)
+	s.kubectl(server, "-n", "kube-system", "scale", "deployment/coredns", "--replicas=1")
+	time.Sleep(time.Second)
+	close(done)
+	if errs := <-failed; len(errs) > 0 || asked < 100 {
+		s.Errorf("of %d questions %d had no answer: %v", asked, len(errs), errs[:min(len(errs), 5)])
+	}
+}
+
+func names(list []*hosts.Host) (out []string) {
+	for _, h := range list {
+		out = append(out, h.Name())
+	}
+	return out
 }
 
 // hears waits until a Service answers over UDP.
