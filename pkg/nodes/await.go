@@ -17,8 +17,13 @@ import (
 	"k8s.io/client-go/kubernetes"
 )
 
+// patience is how long one watch may tell nothing that is wanted before another takes its
+// place. While a busy machine starts, one was seen that told nothing for more than a minute of
+// a node that was there all the time.
+const patience = 10 * time.Second
+
 // Await returns the node called name once it exists and is as wanted, or ctx's
-// error. Interrupted watches are taken up again.
+// error. Interrupted and silent watches are taken up again.
 func Await(ctx context.Context, client kubernetes.Interface, name string, wanted func(*corev1.Node) bool) (*corev1.Node, error) {
 	for {
 		node, err := await(ctx, client, name, wanted)
@@ -39,6 +44,8 @@ func Await(ctx context.Context, client kubernetes.Interface, name string, wanted
 // await runs one watch, which begins with the node as it is. It returns nil when
 // the watch ends first.
 func await(ctx context.Context, client kubernetes.Interface, name string, wanted func(*corev1.Node) bool) (*corev1.Node, error) {
+	ctx, stop := context.WithTimeout(ctx, patience)
+	defer stop()
 	w, err := client.CoreV1().Nodes().Watch(ctx, metav1.ListOptions{
 		FieldSelector: fields.OneTermEqualSelector(metav1.ObjectNameField, name).String(),
 	})

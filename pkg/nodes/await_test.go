@@ -23,7 +23,7 @@ func event(kind, cidr string) string {
 }
 
 // serve answers the nth watch with the nth of answers, and later ones with nothing
-// until the client goes. An answer of "!" is an error.
+// until the client goes. An answer of "!" is an error, and one of "-" is none.
 func serve(t *testing.T, answers ...string) kubernetes.Interface {
 	t.Helper()
 	queue := make(chan string, len(answers))
@@ -41,6 +41,11 @@ func serve(t *testing.T, answers ...string) kubernetes.Interface {
 				return
 			}
 			w.Header().Set("Content-Type", "application/json")
+			if a == "-" {
+				w.(http.Flusher).Flush()
+				<-r.Context().Done()
+				return
+			}
 			w.Write([]byte(a))
 		default:
 			w.Header().Set("Content-Type", "application/json")
@@ -65,11 +70,13 @@ func TestAwait(t *testing.T) {
 		"there, but not yet as asked": {event("ADDED", "") + event("MODIFIED", cidr)},
 		"made later":                  {"", event("ADDED", cidr)},
 		"server away at first":        {"!", event("ADDED", cidr)},
+		"silent at first":             {"-", event("ADDED", cidr)},
 		"watch cut short":             {event("ADDED", ""), event("ADDED", cidr)},
 		"deleted and made again":      {event("DELETED", "10.42.9.0/24") + event("ADDED", cidr)},
 		"other events":                {`{"type": "ERROR", "object": {"kind": "Status", "apiVersion": "v1", "code": 410}}` + "\n", event("ADDED", cidr)},
 	} {
 		t.Run(name, func(t *testing.T) {
+			t.Parallel()
 			ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
 			defer cancel()
 			n, err := nodes.Await(ctx, serve(t, answers...), "box", given)

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/tools/clientcmd"
@@ -26,7 +27,8 @@ func anotherShape(t *testing.T) {
 	if dual {
 		pods, services = pods+",fd52::/56", services+",fd53::/112"
 	}
-	srv := bootWith(t, nil,
+	storage := filepath.Join(room(), "volumes")
+	srv := bootWith(t, nil, "--default-local-storage-path", storage,
 		"--cluster-cidr", pods, "--service-cidr", services, "--cluster-domain", "grapes.test", "--service-node-port-range", "20000-20100",
 		"--https-listen-port", "7443", "--flannel-backend", "host-gw", "--node-name", "vine", "--node-label", "e2e/kind=test", "--node-taint", "CriticalAddonsOnly=true:NoSchedule",
 		"--write-kubeconfig", kubeconfig, "--write-kubeconfig-mode", "0640", "--write-kubeconfig-group", "daemon", "--write-kubeconfig-name", "mine", "--log", log,
@@ -59,9 +61,13 @@ func anotherShape(t *testing.T) {
 	if gid := fmt.Sprint(info.Sys().(*syscall.Stat_t).Gid); info.Mode().Perm() != 0o640 || gid != group.Gid {
 		t.Errorf("the kubeconfig has mode %v and group %s, want 0640 and %s", info.Mode(), gid, group.Gid)
 	}
-	if text, err := get("http://127.0.0.1:11249/metrics"); err != nil || !strings.Contains(text, "kubeproxy_") {
-		t.Errorf("--kube-proxy-arg metrics-bind-address: %v, %.200s", err, text)
-	}
+	within(t, 20*time.Second, "kube-proxy listens where --kube-proxy-arg says", func() error {
+		mode, err := get("http://127.0.0.1:11249/proxyMode")
+		if err == nil && mode != "nftables" {
+			err = fmt.Errorf("it says %q", mode)
+		}
+		return err
+	})
 	cfg, err := clientcmd.BuildConfigFromFlags("", kubeconfig)
 	if err != nil {
 		t.Fatal(err)
@@ -164,6 +170,26 @@ spec:
 		t.Error("there is a vxlan link with host-gw")
 	}
 
+	// Volumes are where they were told to be.
+	database := strings.ReplaceAll(fmt.Sprintf(claimed, "data", "", "1Mi", 0), "terminationGracePeriodSeconds: 0", "terminationGracePeriodSeconds: 0\n  tolerations: [{key: CriticalAddonsOnly, operator: Exists}]")
+	if r := podoWith(images(database), nil, "kubectl", "--kubeconfig", kubeconfig, "apply", "-f", "-"); r.code != 0 {
+		t.Fatal(r)
+	}
+	kubectl("wait", "--for=condition=Ready", "pod/data", "--timeout=60s")
+	kubectl("exec", "data", "--", "sh", "-c", "echo kept > /data/note")
+	volume := kubectl("get", "pvc", "data", "-o", "jsonpath={.spec.volumeName}")
+	folder := kubectl("get", "pv", volume, "-o", "jsonpath={.spec.local.path}")
+	if filepath.Dir(folder) != storage {
+		t.Errorf("the volume is in %s, want a folder of %s", folder, storage)
+	}
+
+	// A file of people's own may be JSON, and is left out like podo's.
+	write(t, filepath.Join(srv.dir.Manifests(), "own.json"), `{"apiVersion":"v1","kind":"ConfigMap","metadata":{"name":"own","namespace":"default"}}`)
+	within(t, 20*time.Second, "the object of a JSON file is made", func() error {
+		_, err := api.CoreV1().ConfigMaps("default").Get(t.Context(), "own", metav1.GetOptions{})
+		return err
+	})
+
 	// At the node's address, of each family.
 	var at []corev1.LoadBalancerIngress
 	within(t, 20*time.Second, "the service is published", func() error {
@@ -185,8 +211,8 @@ spec:
 	// Switched off later, a part takes its objects along.
 	srv.stop(t)
 	srv = boot(t, "--cluster-cidr", pods, "--service-cidr", services, "--cluster-domain", "grapes.test", "--https-listen-port", "7443",
-		"--flannel-backend", "host-gw", "--node-name", "vine", "--write-kubeconfig", kubeconfig, "--disable", "coredns,local-storage,metrics-server,servicelb,traefik",
-		"--disable-helm-controller").ready(t)
+		"--flannel-backend", "host-gw", "--node-name", "vine", "--write-kubeconfig", kubeconfig, "--disable", "coredns,local-storage,metrics-server,own,servicelb,traefik",
+		"--disable-helm-controller", "--default-local-storage-path", storage).ready(t)
 	within(t, 60*time.Second, "the service is no longer published, and can go", func() error {
 		svc, err := api.CoreV1().Services("default").Get(t.Context(), "outside", metav1.GetOptions{})
 		if err == nil && (len(svc.Status.LoadBalancer.Ingress) > 0 || len(svc.Status.Conditions) > 0 || len(svc.Finalizers) > 0) {
@@ -216,6 +242,23 @@ spec:
 		}
 		return contains(r.out, "helmcharts.helm.cattle.io", "helmchartconfigs.helm.cattle.io")
 	})
+	within(t, 60*time.Second, "what a file made that is left out goes", func() error {
+		if _, err := api.CoreV1().ConfigMaps("default").Get(t.Context(), "own", metav1.GetOptions{}); !apierrors.IsNotFound(err) {
+			return fmt.Errorf("the ConfigMap is there: %w", err)
+		}
+		return nil
+	})
+	if note := kubectl("exec", "data", "--", "cat", "/data/note"); note != "kept\n" {
+		t.Errorf("without local-storage a volume holds %q", note)
+	}
+	kubectl("delete", "pod/data", "pvc/data")
+	within(t, 20*time.Second, "the claim's volume is released", func() error {
+		return contains(kubectl("get", "pv", volume, "-o", "jsonpath={.status.phase}"), "Released")
+	})
+	kubectl("delete", "pv", volume, "--timeout=40s")
+	if _, err := os.Stat(folder); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("the folder of a volume that was deleted by hand is there: %v", err)
+	}
 	// With a kind would go what people made of it.
 	if r := podo("kubectl", "--kubeconfig", kubeconfig, "get", "gateways"); r.code != 0 {
 		t.Errorf("the kinds of Gateways are gone: %s", r)
