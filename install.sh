@@ -105,6 +105,10 @@ check_variables() {
 	for name in $(names INSTALL_K3S_); do
 		warn "$name is k3s's and does nothing here; podo's is INSTALL_PODO_${name#INSTALL_K3S_}"
 	done
+	for name in UNINSTALL_K3S_SH KILLALL_K3S_SH GITHUB_URL; do
+		eval "value=\${$name-}"
+		[ -z "$value" ] || warn "$name is k3s's and does nothing here; podo's scripts are in INSTALL_PODO_BIN_DIR, and it comes from INSTALL_PODO_ARTIFACT_URL"
+	done
 	for name in $(service_variables); do
 		eval "value=\${$name-}"
 		case $value in
@@ -188,9 +192,9 @@ WORDS
 check_machine() {
 	[ "$(uname -s)" = Linux ] || refuse "podo runs on Linux, and this is $(uname -s)"
 	case $(uname -m) in
-	x86_64 | amd64) arch=amd64 program=podo ;;
-	aarch64 | arm64) arch=arm64 program=podo-arm64 ;;
-	armv7* | armv8l | armhf) arch=armhf program=podo-armhf ;;
+	x86_64 | amd64) arch=amd64 program=podo elf='0201*3e00' ;;
+	aarch64 | arm64) arch=arm64 program=podo-arm64 elf='0201*b700' ;;
+	armv7* | armv8l | armhf) arch=armhf program=podo-armhf elf='0101*2800' ;;
 	*) refuse "podo is built for x86_64, arm64 and armv7, and this machine is $(uname -m)" ;;
 	esac
 	if [ "$me" -ne 0 ]; then
@@ -231,6 +235,7 @@ has_token() {
 
 # writable DIR: whether root may make files there
 writable() {
+	# shellcheck disable=SC2016 # it is for that shell
 	as_root mkdir -p "$1" 2>/dev/null && as_root sh -c ': >"$1" && rm -f "$1"' sh "$1/.podo-probe" 2>/dev/null
 }
 
@@ -250,7 +255,7 @@ choose_bin_dir() {
 	fi
 }
 
-# fetch URL FILE: a mirror that is silent for 15 s counts as gone, but for busybox's wget.
+# fetch URL FILE: a mirror that is silent for 15 s counts as gone.
 fetch() {
 	case $1 in
 	file://*) as_root cp "${1#file://}" "$2" ;;
@@ -258,18 +263,40 @@ fetch() {
 		if has curl; then
 			as_root curl -fsSL --connect-timeout 15 --speed-limit 1024 --speed-time 15 --max-redirs 10 --retry 2 -o "$2" "$1"
 		elif has wget; then
-			# GNU's says nothing of what went wrong with -q. Some builds of busybox 1.35 crash
-			# when they are told how long to wait.
-			how=-q
-			! wget --version >/dev/null 2>&1 || how='-nv -T 15 -t 3'
-			# shellcheck disable=SC2086 # they are several
-			as_root wget $how -O "$2" "$1" 2>"$scratch/said" || { tail -n 1 "$scratch/said" >&2; return 1; }
+			if wget --version >/dev/null 2>&1; then # GNU's; with -q it says nothing of what went wrong
+				as_root wget -nv -T 15 -t 3 -O "$2" "$1" 2>"$scratch/said"
+			else
+				watched_wget "$1" "$2" 2>"$scratch/said"
+			fi || { tail -n 1 "$scratch/said" >&2; return 1; }
 		else
 			fail 'neither curl nor wget is here to download with; install one of them, or put podo into '"$bin_dir"' and set INSTALL_PODO_SKIP_DOWNLOAD=true'
 		fi
 		;;
 	*) refuse "INSTALL_PODO_ARTIFACT_URL: $1 is none of https://, http:// and file://" ;;
 	esac
+}
+
+# watched_wget URL FILE is for busybox's wget, which breaks down when it is told how long to
+# wait, unless it was built for that: it is ended when FILE has not grown for 15 s.
+watched_wget() {
+	# shellcheck disable=SC2016 # it is for that shell
+	as_root sh -c '
+		wget -q -O "$2" "$1" &
+		pid=$!
+		(
+			before="" silent=0
+			while sleep 1; do
+				now=$(ls -ln "$2")
+				silent=$((silent + 1))
+				[ "$now" = "$before" ] || silent=0 before=$now
+				[ "$silent" -lt 15 ] || kill "$pid" || exit
+			done
+		) >/dev/null 2>&1 &
+		trap "kill $pid $! 2>/dev/null" EXIT
+		trap "exit 1" HUP INT TERM
+		wait "$pid" && exit
+		[ $? -ne 143 ] || echo "wget: nothing came for 15 s" >&2
+		exit 1' sh "$1" "$2"
 }
 
 # need URL FILE fetches, or says what is missing.
@@ -310,12 +337,22 @@ choose_version() {
 	esac
 }
 
+# runs PROGRAM: whether it says its version here. The kernel has to know what it is, as a
+# shell would take what the kernel refuses for a script, and execute that.
+runs() {
+	# shellcheck disable=SC2254 # it is a pattern: class, byte order, machine
+	case $(as_root od -An -tx1 -N20 "$1" | tr -d ' \n') in
+	7f454c46$elf | 2321*) as_root "$1" version >/dev/null 2>&1 ;;
+	*) return 1 ;;
+	esac
+}
+
 # download stages the program, unless it is there already.
 download() {
 	case ${INSTALL_PODO_SKIP_DOWNLOAD:-}${INSTALL_PODO_BIN_DIR_READ_ONLY:-} in
 	*true* | *binary*)
 		[ -x "$bin_dir/podo" ] || refuse "there is no $bin_dir/podo, and none is to be downloaded; put one there and make it executable"
-		"$bin_dir/podo" version >/dev/null 2>&1 || fail "$bin_dir/podo does not run on this machine ($(uname -m), Linux $(uname -r)); put a whole one there"
+		runs "$bin_dir/podo" || fail "$bin_dir/podo does not run on this machine ($(uname -m), Linux $(uname -r)); put a whole one there"
 		return
 		;;
 	esac
@@ -343,7 +380,7 @@ download() {
 	[ "$got" = "$wanted" ] || fail "$from/$program is damaged: its SHA-256 is $got, and should be $wanted; nothing was changed"
 	as_root chmod 755 "$bin_dir/podo.podo-new"
 	as_root chown 0:0 "$bin_dir/podo.podo-new"
-	as_root "$bin_dir/podo.podo-new" version >/dev/null 2>&1 || fail "$from/$program does not run on this machine ($(uname -m), Linux $(uname -r)); nothing was changed"
+	runs "$bin_dir/podo.podo-new" || fail "$from/$program does not run on this machine ($(uname -m), Linux $(uname -r)); nothing was changed"
 	label "$bin_dir/podo.podo-new"
 }
 
