@@ -167,7 +167,7 @@ func (p *place) run(env []string, args ...string) (string, int) {
 	if err != nil {
 		p.Fatal(err)
 	}
-	return p.sh(env, string(script), append([]string{"-s", "-"}, args...)...)
+	return p.sh(env, "exec 2>&1\n"+string(script), append([]string{"-s", "-"}, args...)...)
 }
 
 func (p *place) sh(env []string, script string, args ...string) (string, int) {
@@ -273,6 +273,7 @@ func (p *place) has(path, want string) {
 }
 
 func TestInstall(t *testing.T) {
+	t.Parallel()
 	if os.Getenv("PODO_E2E") != "1" {
 		t.Skip("makes machines on this one; set PODO_E2E=1 to allow that")
 	}
