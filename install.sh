@@ -705,16 +705,30 @@ start_service() {
 		as_root systemctl restart "$service" && as_root systemctl start podo-shutdown
 		;;
 	openrc)
-		as_root rc-service "$service" restart && { [ "$role" = agent ] || as_root "$bin_dir/podo" status --wait=3m >/dev/null; }
+		as_root rc-service "$service" restart && { [ "$role" = agent ] || becomes_ready; }
 		;;
 	esac
+}
+
+# becomes_ready: whether podo is ready within 3 minutes. One that OpenRC starts again and
+# again to no avail answers nothing, which is asked 15 times.
+becomes_ready() {
+	waited=0 silent=0
+	until as_root "$bin_dir/podo" status >"$scratch/status" 2>/dev/null; do
+		waited=$((waited + 1)) silent=$((silent + 1))
+		[ ! -s "$scratch/status" ] || silent=0
+		if [ "$waited" -ge 180 ] || [ "$silent" -ge 15 ]; then
+			return 1
+		fi
+		sleep 1
+	done
 }
 
 last_words() {
 	case $init in
 	systemd) as_root journalctl "_SYSTEMD_UNIT=$service.service" -n 8 --no-pager -o cat 2>/dev/null ;;
 	openrc) as_root tail -n 8 "/var/log/$service.log" 2>/dev/null ;;
-	esac | sed 's/^/  /' >&2
+	esac | uniq | sed 's/^/  /' >&2
 }
 
 enable_service() {

@@ -239,8 +239,8 @@ func TestOpenRC(t *testing.T) {
 	if out, err := unpack.CombinedOutput(); err != nil {
 		t.Fatalf("%v: %s", err, out)
 	}
-	// Debian's reads the order of scripts for other inits as well.
-	p.do("for part in etc bin sbin lib; do cp -a " + dir + "/$part/. /$part/; done; ldconfig; touch /etc/insserv.conf; openrc default 2>&1")
+	// Debian's reads the scripts for other inits as well.
+	p.do("rm -f /etc/init.d/*; for part in etc bin sbin lib; do cp -a " + dir + "/$part/. /$part/; done; ldconfig; mkdir -p /etc/insserv.conf.d; touch /etc/insserv.conf; openrc default 2>&1")
 	had := []string{"INSTALL_PODO_SKIP_DOWNLOAD=true"}
 	before := p.files()
 
@@ -268,18 +268,13 @@ func TestOpenRC(t *testing.T) {
 			t.Fatalf("podo was killed, and is not started again:\n%s", p.text("/var/log/podo.log"))
 		}
 	}
-	p.do("podo status --wait=1m >/dev/null 2>&1")
-
-	began := time.Now()
 	p.refused(1, "the one before it is in place again, and runs", had, "--clustr-cidr", "10.1.0.0/16")
-	t.Log(time.Since(began))
 
 	p.do("rc-service podo stop")
 	p.do("! rc-service podo status && ! pgrep -x podo && pgrep -f containerd-shim") // pods outlive podo
 	p.do("rc-service podo start && openrc shutdown 2>&1")
 	p.do("! pgrep -x podo && ! pgrep -f containerd-shim") // but not the machine
 
-	p.do("openrc default 2>&1")
 	p.contains(p.do("podo-uninstall.sh"), "nothing is left of podo")
 	after := p.files()
 	for path := range before {
