@@ -36,7 +36,7 @@ test-unit: ## the part that needs no cluster
 test-e2e: ## the part that needs one
 	scripts/test e2e
 
-test-release: ## what make release made: its signatures, its lists, arm64 and armv7 under emulation
+test-release: ## what make release made: its signatures, its lists, arm64 and armv7 under emulation: [KEY=FILE]
 	scripts/test release
 
 release: ## make dist/release, a mirror to install from: VERSION=1.2.3 [ARCHES="amd64 arm64 armv7"] [KEY=FILE]

@@ -78,6 +78,71 @@ func TestChecksums(t *testing.T) {
 	}
 }
 
+// publicKey is in a file if the release is signed, and KEY names what it was signed with.
+func publicKey(t *testing.T, mirror string) string {
+	t.Helper()
+	if _, err := os.Stat(filepath.Join(mirror, "install.sh.sig")); err != nil {
+		return ""
+	}
+	key := os.Getenv("KEY")
+	if key == "" {
+		t.Skip("the release is signed; KEY=FILE says with what")
+	}
+	file := filepath.Join(t.TempDir(), "podo.pub")
+	if out, err := exec.Command("openssl", "pkey", "-in", key, "-pubout", "-out", file).CombinedOutput(); err != nil {
+		t.Fatalf("KEY: %v: %s", err, out)
+	}
+	return file
+}
+
+// TestSignatures has all that is to be signed verified, or nothing signed at all.
+func TestSignatures(t *testing.T) {
+	dir, _ := made(t)
+	mirror := filepath.Dir(dir)
+	key := publicKey(t, mirror)
+	files := []string{filepath.Join(mirror, "install.sh")}
+	for arch := range programs(t, dir) {
+		files = append(files, filepath.Join(dir, "sha256sum-"+arch+".txt"))
+	}
+	for _, file := range files {
+		_, err := os.Stat(file + ".sig")
+		if key == "" {
+			if err == nil {
+				t.Errorf("%s is signed, and the rest is not", file)
+			}
+			continue
+		}
+		if out, err := exec.Command("openssl", "dgst", "-sha256", "-verify", key, "-signature", file+".sig", file).CombinedOutput(); err != nil {
+			t.Errorf("%s: %v: %s", file, err, out)
+		}
+	}
+}
+
+// TestAirgap reads the archive of podo's own images for what its list names.
+func TestAirgap(t *testing.T) {
+	dir, _ := made(t)
+	for arch := range programs(t, dir) {
+		name := filepath.Join(dir, "podo-airgap-images-"+arch)
+		index, err := exec.Command("tar", "--zstd", "-xOf", name+".tar.zst", "index.json").Output()
+		if err != nil {
+			t.Fatalf("%s.tar.zst: %v", name, err)
+		}
+		list, err := os.ReadFile(name + ".txt")
+		if err != nil {
+			t.Fatal(err)
+		}
+		images := strings.Fields(string(list))
+		if len(images) < 3 {
+			t.Errorf("%s.txt names %q", name, images)
+		}
+		for _, image := range images {
+			if !strings.Contains(string(index), `"`+image+`"`) {
+				t.Errorf("%s.tar.zst: no %s in %s", name, image, index)
+			}
+		}
+	}
+}
+
 // A document is what the test reads of one of SPDX.
 type document struct {
 	ID       string `json:"SPDXID"`
@@ -160,10 +225,18 @@ func TestInstalls(t *testing.T) {
 	mirror := filepath.Dir(dir)
 	n := hosts.NewNetwork(t, hosts.Options{Share: []string{mirror}, Logs: os.Getenv("PODO_E2E_LOGS")})
 	h := n.Host("box")
-	out, err := h.RunCommand(hosts.Command{
-		Args: []string{"sh", filepath.Join(mirror, "install.sh")},
-		Env:  []string{"INSTALL_PODO_ARTIFACT_URL=file://" + mirror, "INSTALL_PODO_SKIP_ENABLE=true"},
-	})
+	env := []string{"INSTALL_PODO_ARTIFACT_URL=file://" + mirror, "INSTALL_PODO_SKIP_ENABLE=true"}
+	if key := publicKey(t, mirror); key != "" {
+		text, err := os.ReadFile(key)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(h.Path("/root/podo.pub"), text, 0o644); err != nil {
+			t.Fatal(err)
+		}
+		env = append(env, "INSTALL_PODO_PUBLIC_KEY=/root/podo.pub")
+	}
+	out, err := h.RunCommand(hosts.Command{Args: []string{"sh", filepath.Join(mirror, "install.sh")}, Env: env})
 	if err != nil || !strings.Contains(out, "podo "+version) {
 		t.Errorf("install.sh: %v\n%s", err, out)
 	}
