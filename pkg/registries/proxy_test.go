@@ -1,7 +1,6 @@
 package registries
 
 import (
-	"bytes"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -280,10 +279,7 @@ func TestTokens(t *testing.T) {
 func TestNextEndpoint(t *testing.T) {
 	good := httptest.NewServer(store(t, "app:1"))
 	defer good.Close()
-	limited := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		w.WriteHeader(http.StatusTooManyRequests)
-		io.WriteString(w, `{"errors":[{"code":"TOOMANYREQUESTS","message":"come back tomorrow"}]}`)
-	}))
+	limited := httptest.NewServer(registriestest.Limited())
 	defer limited.Close()
 	gone := httptest.NewServer(nil)
 	gone.Close()
@@ -311,36 +307,8 @@ func TestNextEndpoint(t *testing.T) {
 	alone(limited.URL).fails(t, "a.example.com/app:1", strings.TrimPrefix(limited.URL, "http://")+": 429 Too Many Requests")
 }
 
-// cut ends each first answer with a blob in the middle.
-func cut(h http.Handler) http.Handler {
-	var mu sync.Mutex
-	done := map[string]bool{}
-	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		mu.Lock()
-		again := done[r.URL.Path]
-		done[r.URL.Path] = true
-		mu.Unlock()
-		if r.Method != http.MethodGet || !strings.Contains(r.URL.Path, "/blobs/") {
-			h.ServeHTTP(w, r)
-			return
-		}
-		rec := httptest.NewRecorder()
-		part := r.Header.Get("Range")
-		r.Header.Del("Range")
-		h.ServeHTTP(rec, r)
-		if again {
-			r.Header.Set("Range", part)
-			http.ServeContent(w, r, "", time.Time{}, bytes.NewReader(rec.Body.Bytes()))
-			return
-		}
-		w.Header().Set("Content-Length", fmt.Sprint(rec.Body.Len()))
-		w.Write(rec.Body.Bytes()[:rec.Body.Len()/2])
-		panic(http.ErrAbortHandler)
-	})
-}
-
 func TestBlobThatBreaksOff(t *testing.T) {
-	up := &seen{Handler: cut(store(t, "app:1"))}
+	up := &seen{Handler: registriestest.BreaksOff(store(t, "app:1"))}
 	s := httptest.NewServer(up)
 	defer s.Close()
 	e := start(t, fmt.Sprintf("mirrors: {a.example.com: {endpoint: [%q]}}", s.URL), true)

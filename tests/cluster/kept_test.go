@@ -2,6 +2,7 @@ package cluster
 
 import (
 	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -10,13 +11,23 @@ import (
 )
 
 // A cluster that was lost with all notes beside it is missed, and a data directory that a
-// flag named alone is found again by who removes podo.
+// flag named alone is found again by who removes podo. Its folder of images leads to another
+// disk, which is read-only.
 func TestDataIsNotForgotten(t *testing.T) {
 	s := begin(t)
 	h := s.net.Host("one")
 	s.onDisk(h, "/srv", "1g")
+	s.onDisk(h, "/media", "64m")
+	archive, err := filepath.Abs("../../dist/images/busybox.tar")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if out, err := h.Run("sh", "-c", "mkdir -p /srv/podo/agent && ln -s /media /srv/podo/agent/images && cp "+archive+" /media/ && mount -o remount,ro /media"); err != nil {
+		t.Fatal(out, err)
+	}
 	p := s.start(h, "server", "--data-dir", "/srv/podo")
 	s.podo(h, "status", "--wait=90s")
+	s.says(s.podo(h, "images", "list", "--data-dir", "/srv/podo"), images("$BUSYBOX"))
 	s.end(p)
 	s.podo(h, "kill", "--data-dir", "/srv/podo")
 
@@ -51,6 +62,9 @@ func TestDataIsNotForgotten(t *testing.T) {
 	s.says(s.podo(h, "uninstall", "--yes", "--purge"), "removed /srv/podo", "removed /etc/podo", "nothing is left of podo")
 	if left, err := os.ReadDir(h.Path("/srv")); err != nil || len(left) > 0 {
 		t.Errorf("left in /srv: %v (%v)", left, err)
+	}
+	if _, err := os.Stat(h.Path("/media/busybox.tar")); err != nil {
+		t.Errorf("an archive of images that lies elsewhere: %v", err)
 	}
 }
 

@@ -16,6 +16,9 @@ import (
 	"time"
 
 	"github.com/google/go-containerregistry/pkg/registry"
+	"github.com/google/go-containerregistry/pkg/v1/mutate"
+	"github.com/google/go-containerregistry/pkg/v1/random"
+	"github.com/google/go-containerregistry/pkg/v1/types"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
@@ -201,6 +204,20 @@ configs:
 	s.heed("three.test", fmt.Sprintf("mirrors: {three.test: {endpoint: [\"https://%s\"]}}\nconfigs: {%[1]q: {tls: {ca_file: %q}}}", late, lateCA))
 	s.pulls("late", "three.test/team/app:1", "")
 	s.isTold("late", late+": tls: failed to verify certificate: x509: certificate has expired")
+
+	// One that lets nobody in any more, and one that dies half-way.
+	limited, broken := httptest.NewServer(registriestest.Limited()), httptest.NewServer(registriestest.BreaksOff(h))
+	t.Cleanup(limited.Close)
+	t.Cleanup(broken.Close)
+	layer, err := random.Layer(4<<20, types.DockerLayer)
+	s.ok(err)
+	large, err := mutate.AppendLayers(labelled(t, "large"), layer)
+	s.ok(err)
+	publish(t, large, there+"/team/large:1")
+	s.heed("five.test", fmt.Sprintf("mirrors: {five.test: {endpoint: [%q, %q]}}", limited.URL, broken.URL))
+	s.pulls("patient", "five.test/team/large:1", "")
+	s.podReady("patient")
+	s.within(10*time.Second, "podo told of it", func() error { return contains(theCluster.written(), "registry broke off") })
 
 	theCluster.crash(t)
 	write(t, file, "mirrors: {docker.io: {endpoints: []}}\n")

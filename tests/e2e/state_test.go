@@ -206,5 +206,17 @@ func refusesNewerLayout(t *testing.T) {
 	startRefused(t, "a newer layout", 2, theCluster.dir.Data, "newer podo", "99")
 	same()
 	write(t, file, string(good))
+
+	ran := theCluster.dir.Kubernetes()
+	before, err := os.ReadFile(ran)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer write(t, ran, string(before))
+	write(t, ran, "v1.999.0+podo1\n")
+	same = unchanged(t, ran, theCluster.dir.StateDB())
+	startRefused(t, "data of a newer minor version of Kubernetes", 2, theCluster.dir.Data, "newer podo", "v1.999.0+podo1")
+	same()
+	write(t, ran, string(before))
 	startCluster(t)
 }

@@ -4,6 +4,7 @@
 package registriestest
 
 import (
+	"bytes"
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
@@ -19,7 +20,9 @@ import (
 	"net/http/httptest"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 )
@@ -62,5 +65,41 @@ func Basic(h http.Handler) http.Handler {
 			return
 		}
 		h.ServeHTTP(w, r)
+	})
+}
+
+// BreaksOff is h, but each blob ends in the middle when it is asked for the first time.
+func BreaksOff(h http.Handler) http.Handler {
+	var mu sync.Mutex
+	done := map[string]bool{}
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.Method != http.MethodGet || !strings.Contains(r.URL.Path, "/blobs/") {
+			h.ServeHTTP(w, r)
+			return
+		}
+		mu.Lock()
+		again := done[r.URL.Path]
+		done[r.URL.Path] = true
+		mu.Unlock()
+		rec := httptest.NewRecorder()
+		part := r.Header.Get("Range")
+		r.Header.Del("Range")
+		h.ServeHTTP(rec, r)
+		if again {
+			r.Header.Set("Range", part)
+			http.ServeContent(w, r, "", time.Time{}, bytes.NewReader(rec.Body.Bytes()))
+			return
+		}
+		w.Header().Set("Content-Length", strconv.Itoa(rec.Body.Len()))
+		_, _ = w.Write(rec.Body.Bytes()[:rec.Body.Len()/2])
+		panic(http.ErrAbortHandler)
+	})
+}
+
+// Limited refuses whoever asks, as one that asked too often.
+func Limited() http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		w.WriteHeader(http.StatusTooManyRequests)
+		_, _ = io.WriteString(w, `{"errors":[{"code":"TOOMANYREQUESTS","message":"come back tomorrow"}]}`)
 	})
 }
