@@ -236,7 +236,9 @@ func TestOpenRC(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "openrc")
 	p := machine(t, "dist/podo", filepath.Dir(dir))
 	unpack := exec.Command("../../scripts/debian", "unpack", dir, "openrc", "librc1", "libeinfo1")
-	if out, err := unpack.CombinedOutput(); err != nil {
+	if out, err := unpack.CombinedOutput(); err != nil && strings.Contains(string(out), "the archive no longer has") {
+		t.Skipf("Debian's archive cannot be reached: %s", out)
+	} else if err != nil {
 		t.Fatalf("%v: %s", err, out)
 	}
 	// Debian's reads the scripts for other inits as well.
