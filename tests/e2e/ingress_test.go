@@ -51,11 +51,11 @@ metadata: {name: white}
 spec: {selector: {vine: white}, ports: [{name: http, port: 80, targetPort: 8080}]}
 `
 
-// visit asks the node for a URL of any host, at port 80 or 443 as its scheme says.
-func (s *scene) visit(url string, roots *x509.CertPool, header ...string) (*http.Response, string, error) {
+// client asks the node for any host, at port 80 or 443 as the URL's scheme says.
+func (s *scene) client(roots *x509.CertPool) *http.Client {
 	s.Helper()
 	node := s.nodeAddress()
-	c := http.Client{
+	return &http.Client{
 		Timeout:       5 * time.Second,
 		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 		Transport: &http.Transport{
@@ -70,13 +70,18 @@ func (s *scene) visit(url string, roots *x509.CertPool, header ...string) (*http
 			},
 		},
 	}
+}
+
+// visit gets a URL from the node.
+func (s *scene) visit(url string, roots *x509.CertPool, header ...string) (*http.Response, string, error) {
+	s.Helper()
 	req, err := http.NewRequest(http.MethodGet, url, nil)
 	s.ok(err)
 	for _, h := range header {
 		name, value, _ := strings.Cut(h, ": ")
 		req.Header.Add(name, value)
 	}
-	res, err := c.Do(req)
+	res, err := s.client(roots).Do(req)
 	if err != nil {
 		return nil, "", err
 	}
@@ -257,6 +262,94 @@ spec:
     http:
       paths:
       - {path: /, pathType: Prefix, backend: {service: {name: white, port: {number: 80}}}}
+---
+apiVersion: networking.k8s.io/v1
+kind: Ingress
+metadata:
+  name: rewritten
+  annotations:
+    nginx.ingress.kubernetes.io/use-regex: "true"
+    nginx.ingress.kubernetes.io/rewrite-target: /$2
+    nginx.ingress.kubernetes.io/proxy-body-size: 1k
+spec:
+  ingressClassName: nginx
+  rules:
+  - host: rewritten.e2e.example
+    http:
+      paths:
+      - {path: /cellar(/|$)(.*), pathType: ImplementationSpecific, backend: {service: {name: red, port: {number: 80}}}}
+---
+apiVersion: networking.k8s.io/v1
+kind: Ingress
+metadata:
+  name: rooted
+  annotations:
+    nginx.ingress.kubernetes.io/app-root: /hostname
+spec:
+  ingressClassName: nginx
+  rules:
+  - host: rooted.e2e.example
+    http:
+      paths:
+      - {path: /, pathType: Prefix, backend: {service: {name: white, port: {number: 80}}}}
+---
+apiVersion: networking.k8s.io/v1
+kind: Ingress
+metadata:
+  name: closed
+  annotations:
+    nginx.ingress.kubernetes.io/whitelist-source-range: 192.0.2.0/24
+spec:
+  ingressClassName: nginx
+  rules:
+  - host: closed.e2e.example
+    http:
+      paths:
+      - {path: /, pathType: Prefix, backend: {service: {name: red, port: {number: 80}}}}
+---
+apiVersion: networking.k8s.io/v1
+kind: Ingress
+metadata:
+  name: moved
+  annotations:
+    nginx.ingress.kubernetes.io/permanent-redirect: https://new.e2e.example
+spec:
+  ingressClassName: nginx
+  rules:
+  - host: moved.e2e.example
+    http:
+      paths:
+      - {path: /, pathType: Prefix, backend: {service: {name: red, port: {number: 80}}}}
+---
+apiVersion: networking.k8s.io/v1
+kind: Ingress
+metadata:
+  name: canary
+  annotations:
+    nginx.ingress.kubernetes.io/canary: "true"
+    nginx.ingress.kubernetes.io/canary-by-header: X-Vintage
+spec:
+  ingressClassName: nginx
+  rules:
+  - host: shared.e2e.example
+    http:
+      paths:
+      - {path: /, pathType: Prefix, backend: {service: {name: red, port: {number: 80}}}}
+---
+apiVersion: networking.k8s.io/v1
+kind: Ingress
+metadata:
+  name: unguarded
+  annotations:
+    nginx.ingress.kubernetes.io/auth-type: basic
+    nginx.ingress.kubernetes.io/auth-secret: nobody
+spec:
+  ingressClassName: nginx
+  rules:
+  - host: unguarded.e2e.example
+    http:
+      paths:
+      - {path: /, pathType: Prefix, backend: {service: {name: red, port: {number: 80}}}}
 `)
 	s.podReady("red", "white")
 	s.leads("http://guarded.e2e.example/hostname", nil, http.StatusUnauthorized)
@@ -275,7 +368,44 @@ spec:
 		}
 		return err
 	})
+	s.leads("http://rewritten.e2e.example/cellar/hostname", nil, http.StatusOK, "red")
+	s.redirects("http://rooted.e2e.example/", http.StatusFound, "/hostname")
+	s.leads("http://rooted.e2e.example/hostname", nil, http.StatusOK, "white")
+	s.redirects("http://moved.e2e.example/", http.StatusMovedPermanently, "https://new.e2e.example")
+	s.leads("http://closed.e2e.example/hostname", nil, http.StatusForbidden)
+	s.within(20*time.Second, "large bodies are refused", func() error {
+		res, err := s.client(nil).Post("http://rewritten.e2e.example/cellar/echo", "text/plain", strings.NewReader(strings.Repeat("x", 4096)))
+		if err != nil {
+			return err
+		}
+		res.Body.Close()
+		if res.StatusCode != http.StatusRequestEntityTooLarge {
+			return errors.New(res.Status)
+		}
+		return nil
+	})
+	s.within(20*time.Second, "who asks for the other vintage gets it", func() error {
+		_, body, err := s.visit("http://shared.e2e.example/hostname", nil, "X-Vintage: always")
+		if err == nil && body != "red" {
+			err = errors.New(body)
+		}
+		return err
+	})
+	// By now Traefik has read them all: without its Secret one is not served at all.
+	s.leads("http://unguarded.e2e.example/hostname", nil, http.StatusNotFound)
 	s.ingressAt("guarded")
+}
+
+// redirects waits until a URL redirects to a place.
+func (s *scene) redirects(url string, status int, location string) {
+	s.Helper()
+	s.within(20*time.Second, url+" redirects", func() error {
+		res, _, err := s.visit(url, nil)
+		if err == nil && (res.StatusCode != status || !strings.HasSuffix(res.Header.Get("Location"), location)) {
+			err = fmt.Errorf("%s, to %q", res.Status, res.Header.Get("Location"))
+		}
+		return err
+	})
 }
 
 func gateways(t *testing.T) {
