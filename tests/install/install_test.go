@@ -209,7 +209,7 @@ func (p *place) refused(code int, word string, env []string, args ...string) {
 	if strings.Count(out, "\n") > 24 {
 		p.Errorf("it says too much:\n%s", out)
 	}
-	if took := time.Since(began); took > 90*time.Second {
+	if took := time.Since(began); took > 3*time.Minute {
 		p.Errorf("it took %s", took)
 	}
 	after := p.files()

@@ -262,7 +262,7 @@ func TestOpenRC(t *testing.T) {
 	}
 	first := pid()
 	p.do("kill -9 " + strconv.Itoa(first))
-	for end := time.Now().Add(30 * time.Second); ; time.Sleep(200 * time.Millisecond) {
+	for end := time.Now().Add(time.Minute); ; time.Sleep(200 * time.Millisecond) {
 		if now := pid(); now != 0 && now != first {
 			break
 		}
