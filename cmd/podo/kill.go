@@ -56,10 +56,10 @@ Examples:
 			}
 			told := newSteps(c.App.Writer, time.Now(), wantsColour(c.App.Writer))
 			o := reset.Options{
-				Paths: paths.New(dataDir(c)),
-				Grace: c.Duration("grace"),
+				Paths:   paths.New(dataDir(c)),
+				Grace:   c.Duration("grace"),
 				EndPods: endPods,
-				Tell: func(words string) { told.Done(words, words) },
+				Tell:    func(words string) { told.Done(words, words) },
 			}
 			if err := reset.Kill(c.Context, o); err != nil {
 				return fmt.Errorf("kill: %w", err)
