@@ -21,6 +21,9 @@ import (
 	"testing"
 	"time"
 
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials/insecure"
+	healthpb "google.golang.org/grpc/health/grpc_health_v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 )
 
@@ -170,6 +173,23 @@ spec:
       paths:
       - {path: /hostname, pathType: Exact, backend: {service: {name: red, port: {number: 80}}}}
       - {path: /header, pathType: Prefix, backend: {service: {name: white, port: {number: 80}}}}
+      - {path: /clientip, pathType: ImplementationSpecific, backend: {service: {name: white, port: {number: 80}}}}
+---
+apiVersion: traefik.io/v1alpha1
+kind: Middleware
+metadata: {name: below}
+spec: {stripPrefix: {prefixes: [/below]}}
+---
+apiVersion: traefik.io/v1alpha1
+kind: IngressRoute
+metadata: {name: below}
+spec:
+  entryPoints: [web]
+  routes:
+  - kind: Rule
+    match: 'Host("below.e2e.example") && PathPrefix("/below")'
+    middlewares: [{name: below}]
+    services: [{name: white, port: 80}]
 ---
 apiVersion: networking.k8s.io/v1
 kind: Ingress
@@ -202,6 +222,12 @@ spec:
 	for _, path := range []string{"/", "/hostname/", "/hostnames", "/headers"} {
 		s.leads("http://paths.e2e.example"+path, nil, http.StatusNotFound)
 	}
+
+	s.leads("http://paths.e2e.example/clientip", nil, http.StatusOK, "10.42.")
+
+	// Traefik's own kinds.
+	s.leads("http://below.e2e.example/below/hostname", nil, http.StatusOK, "white")
+	s.leads("http://below.e2e.example/hostname", nil, http.StatusNotFound)
 
 	// Another class is somebody else's.
 	s.leads("http://theirs.e2e.example/hostname", nil, http.StatusNotFound)
@@ -443,10 +469,93 @@ spec:
 		_, body, err := s.visit("http://gate.e2e.example/hostname", nil, "Vine: white")
 		return errors.Join(err, contains(body, "white"))
 	})
+	s.grants()
+	s.routesGRPC()
 	s.within(30*time.Second, "the Gateway and its route tell how they are", func() error {
 		gate := s.try("get", "gateway", "gate", "-o", `jsonpath={.status.addresses[*].value} {.status.conditions[?(@.type=="Programmed")].status}`)
 		route := s.try("get", "httproute", "vines", "-o", `jsonpath={.status.parents[0].conditions[?(@.type=="Accepted")].status}`)
 		return errors.Join(contains(gate.out, s.nodeAddress(), "True"), contains(route.out, "True"))
+	})
+}
+
+// grants has a route lead to a Service of another namespace, which that has to allow.
+func (s *scene) grants() {
+	s.Helper()
+	other := s.ns + "-cellar"
+	s.kubectl("create", "namespace", other)
+	s.Cleanup(func() { podo("kubectl", "delete", "namespace", other, "--wait=false") })
+	s.applyIn(other, vines)
+	s.apply(`
+apiVersion: gateway.networking.k8s.io/v1
+kind: HTTPRoute
+metadata: {name: cellar}
+spec:
+  parentRefs: [{name: gate}]
+  hostnames: [gate.e2e.example]
+  rules:
+  - matches: [{path: {type: PathPrefix, value: /hostname}, headers: [{name: Place, value: cellar}]}]
+    backendRefs: [{name: white, namespace: ` + other + `, port: 80}]
+`)
+	must(s.T, "kubectl", "-n", other, "wait", "--for=condition=Ready", "pod/white", "--timeout=60s")
+	s.within(30*time.Second, "the route is not allowed there", func() error {
+		r := s.try("get", "httproute", "cellar", "-o", `jsonpath={.status.parents[0].conditions[?(@.type=="ResolvedRefs")].reason}`)
+		return contains(r.out, "RefNotPermitted")
+	})
+	s.applyIn(other, `
+apiVersion: gateway.networking.k8s.io/v1beta1
+kind: ReferenceGrant
+metadata: {name: cellar}
+spec:
+  from: [{group: gateway.networking.k8s.io, kind: HTTPRoute, namespace: `+s.ns+`}]
+  to: [{group: "", kind: Service}]
+`)
+	s.within(30*time.Second, "the route is allowed there", func() error {
+		res, body, err := s.visit("http://gate.e2e.example/hostname", nil, "Place: cellar")
+		if err == nil && (res.StatusCode != http.StatusOK || body != "white") {
+			err = fmt.Errorf("%s: %s", res.Status, body)
+		}
+		return err
+	})
+}
+
+// routesGRPC has a route lead gRPC to a pod that tells its health by it.
+func (s *scene) routesGRPC() {
+	s.Helper()
+	s.apply(`
+apiVersion: v1
+kind: Pod
+metadata: {name: health, labels: {vine: health}}
+spec:
+  terminationGracePeriodSeconds: 1
+  containers: [{name: main, image: $AGNHOST, args: [grpc-health-checking]}]
+---
+apiVersion: v1
+kind: Service
+metadata: {name: health}
+spec: {selector: {vine: health}, ports: [{port: 5000, appProtocol: kubernetes.io/h2c}]}
+---
+apiVersion: gateway.networking.k8s.io/v1
+kind: GRPCRoute
+metadata: {name: health}
+spec:
+  parentRefs: [{name: gate}]
+  hostnames: [gate.e2e.example]
+  rules:
+  - matches: [{method: {service: grpc.health.v1.Health, method: Check}}]
+    backendRefs: [{name: health, port: 5000}]
+`)
+	s.podReady("health")
+	c, err := grpc.NewClient(net.JoinHostPort(s.nodeAddress(), "80"), grpc.WithTransportCredentials(insecure.NewCredentials()), grpc.WithAuthority("gate.e2e.example"))
+	s.ok(err)
+	defer c.Close()
+	s.within(30*time.Second, "gRPC has an answer", func() error {
+		ctx, stop := context.WithTimeout(s.ctx, 3*time.Second)
+		defer stop()
+		answer, err := healthpb.NewHealthClient(c).Check(ctx, &healthpb.HealthCheckRequest{})
+		if err == nil && answer.Status != healthpb.HealthCheckResponse_SERVING {
+			err = fmt.Errorf("it is %s", answer.Status)
+		}
+		return err
 	})
 }
 
