@@ -4,7 +4,7 @@
 export GOFLAGS := -trimpath -buildvcs=false
 TAGS := netgo,osusergo,sqlite_omit_load_extension,kustomize_disable_go_plugin_support
 
-.PHONY: help up down build build-images airgap test test-unit test-e2e test-release release reproducible bench lint generate clean
+.PHONY: help up down build build-images airgap test test-unit test-e2e test-release test-guests release reproducible bench lint generate clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -38,6 +38,9 @@ test-e2e: ## the part that needs one
 
 test-release: ## what make release made: its signatures, its lists, arm64 and armv7 under emulation: [KEY=FILE]
 	scripts/test release
+
+test-guests: ## podo as a service of machines with a kernel of their own: systemd, reboots, quotas, wireguard
+	scripts/test guests
 
 release: ## make dist/release, a mirror to install from: VERSION=1.2.3 [ARCHES="amd64 arm64 armv7"] [KEY=FILE]
 	scripts/release

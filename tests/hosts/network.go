@@ -18,6 +18,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"sync/atomic"
@@ -243,6 +244,50 @@ func (n *Network) Heal() {
 // In calls f as if it ran at the switch: its connections reach all hosts. They stay
 // usable afterwards. f must not leave its goroutine to make them.
 func (n *Network) In(f func() error) error { return machine.In(n.wire, f) }
+
+// Dir is a folder for what is no host and yet goes with the network. Its name is no host's.
+func (n *Network) Dir(name string) (string, error) {
+	dir := filepath.Join(n.room, name)
+	return dir, os.MkdirAll(dir, 0o755)
+}
+
+// Tap makes a device at the switch that a program can be a card of the network through.
+func (n *Network) Tap(name string) error {
+	return n.In(func() error {
+		tap := &netlink.Tuntap{LinkAttrs: netlink.LinkAttrs{Name: name}, Mode: netlink.TUNTAP_MODE_TAP}
+		if err := netlink.LinkAdd(tap); err != nil {
+			return fmt.Errorf("make the tap %s: %w", name, err)
+		}
+		bridge, err := netlink.LinkByName("switch")
+		if err != nil {
+			return err
+		}
+		if err := netlink.LinkSetMaster(tap, bridge); err != nil {
+			return err
+		}
+		return machine.Up(name)
+	})
+}
+
+// Beside starts a program that stands among the hosts, such as a machine with a kernel of
+// its own: it has the network of the switch, an input without an end, and control groups,
+// by which it is found if this process does not end it.
+func (n *Network) Beside(name string, cmd *exec.Cmd) error {
+	// Until it has its groups it waits: what it starts is to have them too.
+	cmd.Path, cmd.Args = "/bin/sh", append([]string{"sh", "-c", `read -r _ && exec "$@"`, "sh"}, cmd.Args...)
+	in, err := cmd.StdinPipe()
+	if err != nil {
+		return err
+	}
+	if err := n.In(cmd.Start); err != nil {
+		return err
+	}
+	if err := n.groups.Join(n.id+"/"+name, cmd.Process.Pid); err != nil {
+		return errors.Join(err, cmd.Process.Kill(), cmd.Wait())
+	}
+	_, err = io.WriteString(in, "\n")
+	return err
+}
 
 // attach plugs a host's cable into the switch, or out if it is isolated.
 func (n *Network) attach(h *Host) error {

@@ -2,7 +2,7 @@
 // for, on machines of their own, from mirrors that are good and from ones that are not.
 //
 // They need PODO_E2E=1, which make test sets. OpenRC runs there as it does elsewhere;
-// systemd, which would have to be a machine's first process, is played.
+// systemd, which would have to be a machine's first process, is played: tests/guests has it.
 package install
 
 import (
