@@ -252,7 +252,7 @@ func (p *place) files() map[string]string {
 				return err
 			}
 			what := fmt.Sprint(info.Mode())
-			if !d.IsDir() {
+			if !d.IsDir() && d.Name() != "kernel-parameters" { // which each start of podo writes anew
 				what = fmt.Sprint(info.Mode(), info.Size(), info.ModTime(), info.Sys().(*syscall.Stat_t).Ino)
 			}
 			out[top+strings.TrimPrefix(path, root)] = what
