@@ -38,6 +38,7 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 	"k8s.io/client-go/kubernetes"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/podo-dev/podo/pkg/inbox"
 	"github.com/podo-dev/podo/pkg/lifecycle"
@@ -240,6 +241,7 @@ func (e engine) named(ctx context.Context, id string) ([]string, error) {
 	}
 	client := imagesapi.NewImagesClient(e.conn)
 	var names []string
+	removed := false
 	for _, said := range namesOf(id, all) {
 		image := all[said]
 		full, err := fullName(said)
@@ -255,6 +257,17 @@ func (e engine) named(ctx context.Context, id string) ([]string, error) {
 		}
 		if _, err := client.Delete(ctx, &imagesapi.DeleteImageRequest{Name: said}); err != nil {
 			return nil, fmt.Errorf("remove the name %s: %w", said, err)
+		}
+		removed = true
+	}
+	if removed {
+		err := agree(ctx, e.conn, func(has []*runtimeapi.Image) bool {
+			return !slices.ContainsFunc(has, func(i *runtimeapi.Image) bool {
+				return slices.ContainsFunc(i.RepoTags, func(tag string) bool { return strings.HasPrefix(tag, nameless) })
+			})
+		})
+		if err != nil {
+			return nil, err
 		}
 	}
 	if len(names) == 0 {
