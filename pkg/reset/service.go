@@ -63,7 +63,7 @@ func services() []service {
 		out = append(out, service{
 			name: name, file: file, openrc: true,
 			stop:    []string{"rc-service", "--ifstarted", name, "stop"},
-			disable: []string{"rc-update", "delete", name},
+			disable: []string{"rc-update", "--all", "delete", name},
 		})
 	}
 	return out
