@@ -86,7 +86,7 @@ func site(c *cli.Context) (local.Site, error) {
 	if os.Geteuid() != 0 {
 		return s, fmt.Errorf("podo %[1]s needs root; try: sudo podo %[1]s", strings.TrimPrefix(c.Command.HelpName, "podo "))
 	}
-	err := process.Keep()
+	err := process.KeepFiles()
 	if err != nil {
 		return s, err
 	}

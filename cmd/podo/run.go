@@ -54,7 +54,7 @@ func launch(c *cli.Context, cfg config.Node, rest func(context.Context, start) e
 	if os.Geteuid() != 0 {
 		return fmt.Errorf("%[1]s: must be run as root, since it mounts, routes and starts containers; try: sudo podo %[1]s", c.Command.Name)
 	}
-	if err := process.Keep(); err != nil {
+	if err := process.KeepFiles(); err != nil {
 		return err
 	}
 	life, end := context.WithCancelCause(c.Context)

@@ -8,11 +8,11 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Keep has no program that is started from now on inherit files that whoever started
+// KeepFiles has no program that is started from now on inherit files that whoever started
 // this process had open, but for the standard three. What outlives us would hold a lock
 // of theirs for ever, or the end of a pipe whose other end somebody reads to its end.
 // Files that Go opens are never inherited.
-func Keep() error {
+func KeepFiles() error {
 	err := unix.CloseRange(3, math.MaxInt32, unix.CLOSE_RANGE_CLOEXEC)
 	if err != nil && !errors.Is(err, unix.EINVAL) && !errors.Is(err, unix.ENOSYS) { // Linux before 5.11
 		return fmt.Errorf("keep files from programs to be started: %w", err)

@@ -2,7 +2,8 @@
 //
 // The child dies with podo, however podo dies, gets its output read line by line,
 // and is asked to stop before it is made to. Its own children are never touched:
-// they may be meant to outlive it. Nothing here restarts; decorate for that.
+// they may be meant to outlive it. Nothing here restarts; decorate for that. KeepFiles is
+// for whoever starts programs that do outlive it.
 package process
 
 import (
