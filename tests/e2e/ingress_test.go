@@ -252,132 +252,41 @@ spec:
 	s.leads("http://white.e2e.example/hostname", nil, http.StatusOK, "white")
 }
 
+// forNginx is an Ingress of ingress-nginx's class that leads a host to a Service, with
+// these of its annotations.
+func forNginx(name, host, service string, annotations ...string) string {
+	return fmt.Sprintf(`---
+apiVersion: networking.k8s.io/v1
+kind: Ingress
+metadata:
+  name: %s
+  annotations:
+    nginx.ingress.kubernetes.io/%s
+spec:
+  ingressClassName: nginx
+  rules:
+  - host: %s.e2e.example
+    http:
+      paths:
+      - {path: /, pathType: Prefix, backend: {service: {name: %s, port: {number: 80}}}}
+`, name, strings.Join(annotations, "\n    nginx.ingress.kubernetes.io/"), host, service)
+}
+
 // ingressNginx serves what was written for ingress-nginx, with its annotations.
 func ingressNginx(t *testing.T) {
 	s := scenario(t)
 	sum := sha1.Sum([]byte("grapes"))
 	s.kubectl("create", "secret", "generic", "vintners", "--from-literal=auth=vintner:{SHA}"+base64.StdEncoding.EncodeToString(sum[:]))
-	s.apply(vines + `---
-apiVersion: networking.k8s.io/v1
-kind: Ingress
-metadata:
-  name: guarded
-  annotations:
-    nginx.ingress.kubernetes.io/auth-type: basic
-    nginx.ingress.kubernetes.io/auth-secret: vintners
-    nginx.ingress.kubernetes.io/auth-realm: cellar
-spec:
-  ingressClassName: nginx
-  rules:
-  - host: guarded.e2e.example
-    http:
-      paths:
-      - {path: /, pathType: Prefix, backend: {service: {name: red, port: {number: 80}}}}
----
-apiVersion: networking.k8s.io/v1
-kind: Ingress
-metadata:
-  name: shared
-  annotations:
-    nginx.ingress.kubernetes.io/enable-cors: "true"
-    nginx.ingress.kubernetes.io/cors-allow-origin: https://vineyard.e2e.example
-spec:
-  ingressClassName: nginx
-  rules:
-  - host: shared.e2e.example
-    http:
-      paths:
-      - {path: /, pathType: Prefix, backend: {service: {name: white, port: {number: 80}}}}
----
-apiVersion: networking.k8s.io/v1
-kind: Ingress
-metadata:
-  name: rewritten
-  annotations:
-    nginx.ingress.kubernetes.io/use-regex: "true"
-    nginx.ingress.kubernetes.io/rewrite-target: /$2
-    nginx.ingress.kubernetes.io/proxy-body-size: 1k
-    nginx.ingress.kubernetes.io/proxy-request-buffering: "on"
-spec:
-  ingressClassName: nginx
-  rules:
-  - host: rewritten.e2e.example
-    http:
-      paths:
-      - {path: /cellar(/|$)(.*), pathType: ImplementationSpecific, backend: {service: {name: red, port: {number: 80}}}}
----
-apiVersion: networking.k8s.io/v1
-kind: Ingress
-metadata:
-  name: rooted
-  annotations:
-    nginx.ingress.kubernetes.io/app-root: /hostname
-spec:
-  ingressClassName: nginx
-  rules:
-  - host: rooted.e2e.example
-    http:
-      paths:
-      - {path: /, pathType: Prefix, backend: {service: {name: white, port: {number: 80}}}}
----
-apiVersion: networking.k8s.io/v1
-kind: Ingress
-metadata:
-  name: closed
-  annotations:
-    nginx.ingress.kubernetes.io/whitelist-source-range: 192.0.2.0/24
-spec:
-  ingressClassName: nginx
-  rules:
-  - host: closed.e2e.example
-    http:
-      paths:
-      - {path: /, pathType: Prefix, backend: {service: {name: red, port: {number: 80}}}}
----
-apiVersion: networking.k8s.io/v1
-kind: Ingress
-metadata:
-  name: moved
-  annotations:
-    nginx.ingress.kubernetes.io/permanent-redirect: https://new.e2e.example
-spec:
-  ingressClassName: nginx
-  rules:
-  - host: moved.e2e.example
-    http:
-      paths:
-      - {path: /, pathType: Prefix, backend: {service: {name: red, port: {number: 80}}}}
----
-apiVersion: networking.k8s.io/v1
-kind: Ingress
-metadata:
-  name: canary
-  annotations:
-    nginx.ingress.kubernetes.io/canary: "true"
-    nginx.ingress.kubernetes.io/canary-by-header: X-Vintage
-spec:
-  ingressClassName: nginx
-  rules:
-  - host: shared.e2e.example
-    http:
-      paths:
-      - {path: /, pathType: Prefix, backend: {service: {name: red, port: {number: 80}}}}
----
-apiVersion: networking.k8s.io/v1
-kind: Ingress
-metadata:
-  name: unguarded
-  annotations:
-    nginx.ingress.kubernetes.io/auth-type: basic
-    nginx.ingress.kubernetes.io/auth-secret: nobody
-spec:
-  ingressClassName: nginx
-  rules:
-  - host: unguarded.e2e.example
-    http:
-      paths:
-      - {path: /, pathType: Prefix, backend: {service: {name: red, port: {number: 80}}}}
-`)
+	s.apply(vines +
+		forNginx("guarded", "guarded", "red", "auth-type: basic", "auth-secret: vintners", "auth-realm: cellar") +
+		forNginx("shared", "shared", "white", `enable-cors: "true"`, "cors-allow-origin: https://vineyard.e2e.example") +
+		strings.Replace(forNginx("rewritten", "rewritten", "red", `use-regex: "true"`, "rewrite-target: /$2", "proxy-body-size: 1k", `proxy-request-buffering: "on"`),
+			"path: /, pathType: Prefix", "path: /cellar(/|$)(.*), pathType: ImplementationSpecific", 1) +
+		forNginx("rooted", "rooted", "white", "app-root: /hostname") +
+		forNginx("closed", "closed", "red", "whitelist-source-range: 192.0.2.0/24") +
+		forNginx("moved", "moved", "red", "permanent-redirect: https://new.e2e.example") +
+		forNginx("canary", "shared", "red", `canary: "true"`, "canary-by-header: X-Vintage") +
+		forNginx("unguarded", "unguarded", "red", "auth-type: basic", "auth-secret: nobody"))
 	s.podReady("red", "white")
 	s.leads("http://guarded.e2e.example/hostname", nil, http.StatusUnauthorized)
 	password := "Authorization: Basic " + base64.StdEncoding.EncodeToString([]byte("vintner:grapes"))
