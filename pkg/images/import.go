@@ -47,11 +47,12 @@ import (
 // Namespace is where Kubernetes looks for images in containerd.
 const Namespace = "k8s.io"
 
-// Labels on imported images. The first is containerd's own: such images are left
-// alone by the kubelet's garbage collection.
+// Labels on imported images. Two are containerd's own: pinned images are left alone by the
+// kubelet's garbage collection, and managed ones are those that the kubelet is shown.
 const (
 	pinnedLabel  = "io.cri-containerd.pinned"
 	pinned       = "pinned"
+	managedLabel = "io.cri-containerd.image"
 	archiveLabel = "podo.dev/archive"
 )
 
@@ -239,35 +240,23 @@ func (e engine) named(ctx context.Context, id string) ([]string, error) {
 	if err != nil {
 		return nil, err
 	}
-	client := imagesapi.NewImagesClient(e.conn)
 	var names []string
-	removed := false
 	for _, said := range namesOf(id, all) {
-		image := all[said]
 		full, err := fullName(said)
-		if err == nil && !strings.HasPrefix(full, nameless) {
+		switch {
+		case err == nil && strings.HasPrefix(full, nameless):
+			err = agree(ctx, e.conn, func(has []*runtimeapi.Image) bool { return shown(has, full, false) })
+			if err == nil {
+				err = remove(ctx, e.conn, full) // with all of the image, unless others name it
+			}
+		case err == nil && full != said:
+			err = e.rename(ctx, said, full)
+			fallthrough
+		case err == nil:
 			names = append(names, full)
-			if full == said {
-				continue
-			}
-			image.Name = full
-			if err := put(ctx, client, image); err != nil {
-				return nil, fmt.Errorf("name image %s: %w", full, err)
-			}
 		}
-		if _, err := client.Delete(ctx, &imagesapi.DeleteImageRequest{Name: said}); err != nil {
-			return nil, fmt.Errorf("remove the name %s: %w", said, err)
-		}
-		removed = true
-	}
-	if removed {
-		err := agree(ctx, e.conn, func(has []*runtimeapi.Image) bool {
-			return !slices.ContainsFunc(has, func(i *runtimeapi.Image) bool {
-				return slices.ContainsFunc(i.RepoTags, func(tag string) bool { return strings.HasPrefix(tag, nameless) })
-			})
-		})
 		if err != nil {
-			return nil, err
+			return nil, fmt.Errorf("image %s: %w", said, err)
 		}
 	}
 	if len(names) == 0 {
@@ -275,6 +264,30 @@ func (e engine) named(ctx context.Context, id string) ([]string, error) {
 	}
 	slices.Sort(names)
 	return slices.Compact(names), nil
+}
+
+// rename gives an image of the engine's store another name, once the part of the engine
+// that the kubelet asks has made the image its own: a name that is removed earlier it may
+// put back.
+func (e engine) rename(ctx context.Context, from, to string) error {
+	const patience = 20 * time.Second
+	client := imagesapi.NewImagesClient(e.conn)
+	for end := time.Now().Add(patience); time.Now().Before(end); wait(ctx, 10*time.Millisecond) {
+		res, err := client.Get(ctx, &imagesapi.GetImageRequest{Name: from})
+		if err != nil {
+			return err
+		}
+		if _, ok := res.Image.Labels[managedLabel]; !ok {
+			continue
+		}
+		res.Image.Name = to
+		if err := put(ctx, client, res.Image); err != nil {
+			return err
+		}
+		_, err = client.Delete(ctx, &imagesapi.DeleteImageRequest{Name: from})
+		return err
+	}
+	return fmt.Errorf("the container engine has it, but after %s does not show it to the kubelet", patience)
 }
 
 // put makes an image in the engine's store, or changes the one of its name.
