@@ -59,7 +59,7 @@ func userKubeconfig() cli.Flag {
 }
 
 func waitFlag() cli.Flag {
-	return &cli.DurationFlag{Name: "wait", Value: 5 * time.Minute, Usage: "wait at most `DURATION` until all nodes are Ready; 0s does not wait"}
+	return &cli.DurationFlag{Name: "wait", Value: 5 * time.Minute, Usage: "wait at most `DURATION` until all nodes are Ready; 0s only until the API knows them"}
 }
 
 // notNegative complains of a time that is before now.

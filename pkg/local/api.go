@@ -92,13 +92,13 @@ func (s Site) agrees(ctx context.Context, c Cluster) error {
 	return err
 }
 
-// ready waits until nodes are Ready, and have said so since they were woken.
-func (s Site) ready(ctx context.Context, c Cluster, list []Node, woken map[string]time.Time, wait time.Duration) error {
+// await waits until the API has nodes that are as wanted, which what is a word for.
+func (s Site) await(ctx context.Context, c Cluster, list []Node, what string, wait time.Duration, wanted func(*corev1.Node) bool) error {
 	client, err := s.client(c)
 	if err != nil {
 		return err
 	}
-	ctx, end := context.WithTimeoutCause(ctx, wait, fmt.Errorf("not Ready within %s", wait))
+	ctx, end := context.WithTimeoutCause(ctx, wait, fmt.Errorf("not %s within %s", what, wait))
 	defer end()
 	return s.each(list, func(n Node) error {
 		ctx, end := context.WithCancelCause(ctx)
@@ -111,7 +111,7 @@ func (s Site) ready(ctx context.Context, c Cluster, list []Node, woken map[strin
 				time.Sleep(200 * time.Millisecond)
 			}
 		}()
-		_, err := nodes.Await(ctx, client, n.Name, func(node *corev1.Node) bool { return isReady(node, woken[n.Name]) })
+		_, err := nodes.Await(ctx, client, n.Name, wanted)
 		if err == nil {
 			return nil
 		}

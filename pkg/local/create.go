@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+	corev1 "k8s.io/api/core/v1"
 
 	"github.com/podo-dev/podo/pkg/datadir"
 	"github.com/podo-dev/podo/pkg/paths"
@@ -209,17 +210,22 @@ func (s Site) up(ctx context.Context, c Cluster, wait time.Duration) error {
 	if err != nil {
 		return err
 	}
-	return s.settle(ctx, c, nil, wait)
+	return s.settle(ctx, c, c.Nodes, nil, wait)
 }
 
-// settle waits until all nodes are Ready, which without podo's pod network they are when
-// somebody installs another. Woken is when nodes that were known before were turned on.
-func (s Site) settle(ctx context.Context, c Cluster, woken map[string]time.Time, wait time.Duration) error {
+// settle waits until nodes are Ready, or at least known: without podo's pod network they are
+// Ready when somebody installs another. Woken is when nodes that were known before were
+// turned on.
+func (s Site) settle(ctx context.Context, c Cluster, list []Node, woken map[string]time.Time, wait time.Duration) error {
 	if wait == 0 || c.Shared["flannel-backend"] == "none" {
-		return nil
+		return s.await(ctx, c, list, "known to the API", patience, func(*corev1.Node) bool { return true })
 	}
-	done := s.Step("Waiting until all nodes are Ready")
-	err := s.ready(ctx, c, c.Nodes, woken, wait)
+	what := "all nodes are"
+	if len(list) < len(c.Nodes) {
+		what = "it is"
+	}
+	done := s.Step("Waiting until " + what + " Ready")
+	err := s.await(ctx, c, list, "Ready", wait, func(n *corev1.Node) bool { return isReady(n, woken[n.Name]) })
 	done(err)
 	return err
 }

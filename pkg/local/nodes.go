@@ -62,10 +62,8 @@ func (s Site) AddNode(ctx context.Context, name string, f NodeFile, wait time.Du
 		err = s.stock(ctx, c, n)
 	}
 	done(err)
-	if err == nil && wait > 0 {
-		done := s.Step("Waiting until it is Ready")
-		err = s.ready(ctx, c, []Node{n}, nil, wait)
-		done(err)
+	if err == nil {
+		err = s.settle(ctx, c, []Node{n}, nil, wait)
 	}
 	if err == nil {
 		return c, n, nil

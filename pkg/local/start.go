@@ -102,7 +102,7 @@ func (s Site) Start(ctx context.Context, name string, wait time.Duration) (Clust
 	if err != nil {
 		return c, err
 	}
-	return c, s.settle(ctx, c, woken, wait)
+	return c, s.settle(ctx, c, c.Nodes, woken, wait)
 }
 
 // wake turns a node on that is off.

@@ -454,6 +454,9 @@ func TestPartition(t *testing.T) {
 func TestPodNetworkOfYourOwn(t *testing.T) {
 	s := begin(t)
 	c := s.create("own", head+"networking: {disableDefaultCNI: true}\n")
+	if n := len(c.nodes()); n != 1 {
+		t.Errorf("the API knows %d nodes, want 1", n)
+	}
 	if err := c.allReady(); err == nil {
 		t.Error("Ready without a pod network")
 	}
@@ -491,8 +494,8 @@ func TestNodeRunsTheBinaryItNames(t *testing.T) {
 	if err := os.WriteFile(other, bytes.ReplaceAll(text, []byte("v1.36."), []byte("v1.35.")), 0o755); err != nil {
 		t.Fatal(err)
 	}
-	c := s.create("skew", head+"nodes: [{role: control-plane}, {role: worker, image: "+other+"}]\n")
-	nodes := c.nodes()
+	c := s.create("skew", head+"nodes: [{role: control-plane}, {role: worker, image: "+other+"}]\n", "--wait", "0s")
+	nodes := c.nodes() // which are known, Ready or not
 	for name, want := range map[string]string{"skew-control-plane": "v1.36.", "skew-worker": "v1.35."} {
 		if got := nodes[name].Status.NodeInfo.KubeletVersion; !strings.HasPrefix(got, want) {
 			t.Errorf("%s runs %s, want %s", name, got, want)
