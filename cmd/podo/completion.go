@@ -4,7 +4,6 @@ import (
 	"fmt"
 	"io"
 	"regexp"
-	"slices"
 	"strings"
 
 	"github.com/urfave/cli/v2"
@@ -26,8 +25,8 @@ func completionCommand() *cli.Command {
 	return &cli.Command{
 		Name:  "completion",
 		Usage: "print a script that lets a shell complete podo's commands",
-		Description: `Completes commands and flags, and behind podo kubectl whatever kubectl knows: pods,
-namespaces, kinds.
+		Description: `Completes commands, flags, files and the clusters and nodes of podo cluster, and behind
+podo kubectl whatever kubectl knows: pods, namespaces, kinds.
 
 Examples:
   source <(podo completion bash)                                   for this shell
@@ -60,6 +59,7 @@ type verb struct {
 	usage string
 	subs  []verb
 	flags []option
+	args  option // what its arguments are like
 	// applet commands complete their own arguments.
 	applet string
 }
@@ -70,19 +70,36 @@ type option struct {
 	value       bool // takes one
 	file        bool // which is a file or a folder
 	choices     []string
+	lister      string
+}
+
+// listerOf is the command line of podo that lists what a word of another may be, a flag or
+// an argument as help calls it. One that ends in = wants the name of the cluster there.
+func listerOf(path, word string) string {
+	switch {
+	case !strings.HasPrefix(path, "podo cluster ") || path == "podo cluster create":
+		return ""
+	case word == "--name":
+		return "cluster get clusters"
+	case word == "--nodes" || strings.HasPrefix(word, "NODE"):
+		return "cluster get nodes -o name --name="
+	}
+	return ""
 }
 
 // verbs lists every visible command of the app, itself first and parents before
 // their children.
 func verbs(app *cli.App) []verb {
 	var out []verb
-	var walk func(path, usage string, commands []*cli.Command, flags []cli.Flag, applet string, help bool) verb
-	walk = func(path, usage string, commands []*cli.Command, flags []cli.Flag, applet string, help bool) verb {
+	var walk func(path, usage, args string, commands []*cli.Command, flags []cli.Flag, applet string, help bool) verb
+	walk = func(path, usage, args string, commands []*cli.Command, flags []cli.Flag, applet string, help bool) verb {
 		at := len(out)
 		out = append(out, verb{})
 		v := verb{path: path, usage: usage, applet: applet}
+		v.args = option{file: strings.HasPrefix(args, "FILE"), lister: listerOf(path, args)}
 		for _, f := range flags {
 			if o, ok := describe(f); ok {
+				o.lister = listerOf(path, o.spelled()[0])
 				v.flags = append(v.flags, o)
 			}
 		}
@@ -97,12 +114,12 @@ func verbs(app *cli.App) []verb {
 			if c.SkipFlagParsing {
 				applet = c.Name
 			}
-			v.subs = append(v.subs, walk(path+" "+c.Name, c.Usage, c.Subcommands, c.Flags, applet, !c.HideHelp))
+			v.subs = append(v.subs, walk(path+" "+c.Name, c.Usage, c.ArgsUsage, c.Subcommands, c.Flags, applet, !c.HideHelp))
 		}
 		out[at] = v
 		return v
 	}
-	walk(app.Name, app.Usage, app.Commands, nil, "", true)
+	walk(app.Name, app.Usage, "", app.Commands, nil, "", true)
 	return out
 }
 
@@ -163,6 +180,14 @@ func (o option) spelled() []string {
 	return out
 }
 
+// source is what a script is told of a word: FILE, or what lists it.
+func (o option) source() string {
+	if o.file {
+		return "FILE"
+	}
+	return o.lister
+}
+
 // quote makes text one word of any shell.
 func quote(text string) string { return "'" + strings.ReplaceAll(text, "'", `'\''`) + "'" }
 
@@ -199,17 +224,20 @@ const bashScript = `_podo() {
         words+=('')
     fi
     cur=${words[${#words[@]}-1]}
-    local path=podo applet='' commands='' flags='' valued='' filed='' choices='' nospace='' skip=''
+    local path=podo applet='' commands='' flags='' valued='' filed='' args='' choices='' skip='' name='' given=''
     _podo_verb "$path"
     for ((i = 1; i < ${#words[@]} - 1; i++)); do
         word=${words[i]}
-        prev=''
+        if [[ $skip == --name ]]; then
+            name=$word
+        elif [[ $word == --name=* ]]; then
+            name=${word#*=}
+        fi
         if [[ -n $skip ]]; then
             skip=''
         elif [[ $word == -* ]]; then
             if [[ " $valued " == *" $word "* ]]; then
-                skip=yes
-                prev=$word
+                skip=$word
             fi
         elif [[ " $commands " == *" $word "* ]]; then
             path+=" $word"
@@ -218,14 +246,15 @@ const bashScript = `_podo() {
                 _podo_applet "$applet" "${words[@]:i+1}"
                 return
             fi
+        else
+            given=yes
         fi
     done
+    prev=$skip
     local typed=$cur
     if [[ $cur == --*=* ]]; then
         prev=${cur%%=*}
         typed=${cur#*=}
-    elif [[ -z $skip ]]; then
-        prev=''
     fi
     COMPREPLY=()
     if [[ -n $prev ]]; then
@@ -233,17 +262,31 @@ const bashScript = `_podo() {
         if [[ -n $choices ]]; then
             COMPREPLY=($(compgen -W "$choices" -- "$typed"))
         elif [[ " $filed " == *" $prev "* ]]; then
-            compopt -o filenames 2> /dev/null
-            mapfile -t COMPREPLY < <(compgen -f -- "$typed")
+            _podo_files "$typed"
         fi
     elif [[ $cur == -* ]]; then
         COMPREPLY=($(compgen -W "$flags" -- "$cur"))
+    elif [[ $args == FILE ]]; then
+        _podo_files "$cur"
+    elif [[ -n $args && -z $given ]]; then
+        COMPREPLY=($(compgen -W "$(_podo_list "$args")" -- "$cur"))
     else
         COMPREPLY=($(compgen -W "$commands" -- "$cur"))
         if [[ ${#COMPREPLY[@]} -eq 0 && -z $cur ]]; then
             COMPREPLY=($(compgen -W "$flags"))
         fi
     fi
+}
+
+_podo_files() {
+    compopt -o filenames 2> /dev/null
+    mapfile -t COMPREPLY < <(compgen -f -- "$1")
+}
+
+# _podo_list asks podo, about the cluster that was named if that matters.
+_podo_list() {
+    [[ $1 == *= ]] && set -- "$1$name"
+    "${words[0]}" $1 2> /dev/null
 }
 
 # _podo_applet asks the program itself: kubectl as cobra does it, ctr as urfave/cli
@@ -283,15 +326,14 @@ _podo_applet() {
         compopt -o nospace 2> /dev/null
     fi
     if ((${#COMPREPLY[@]} == 0 && !(directive & 5))); then
-        compopt -o filenames 2> /dev/null
-        mapfile -t COMPREPLY < <(compgen -f -- "${cur#"$cut"}")
+        _podo_files "${cur#"$cut"}"
     fi
 }
 `
 
 func writeBash(w io.Writer, vs []verb) {
 	fmt.Fprintln(w, "# bash completion for podo. Made by: podo completion bash")
-	fmt.Fprintln(w, "\n# _podo_verb says what may follow a command.\n_podo_verb() {\n    applet='' commands='' flags='' valued='' filed=''\n    case $1 in")
+	fmt.Fprintln(w, "\n# _podo_verb says what may follow a command.\n_podo_verb() {\n    applet='' commands='' flags='' valued='' filed='' args=''\n    case $1 in")
 	for _, v := range vs {
 		fmt.Fprintf(w, "    %s)\n", quote(v.path))
 		for _, set := range [][2]string{
@@ -300,6 +342,7 @@ func writeBash(w io.Writer, vs []verb) {
 			{"flags", spellings(v.flags, " ", isAny)},
 			{"valued", spellings(v.flags, " ", takesValue)},
 			{"filed", spellings(v.flags, " ", takesFile)},
+			{"args", v.args.source()},
 		} {
 			if set[1] != "" {
 				fmt.Fprintf(w, "        %s=%s\n", set[0], quote(set[1]))
@@ -310,14 +353,18 @@ func writeBash(w io.Writer, vs []verb) {
 	fmt.Fprintln(w, "    esac\n}\n\n# _podo_choices lists the values of a flag that has few.\n_podo_choices() {\n    choices=''\n    case \"$1 $2\" in")
 	for _, v := range vs {
 		for _, o := range v.flags {
-			if len(o.choices) == 0 {
+			choices := quote(strings.Join(o.choices, " "))
+			switch {
+			case o.lister != "":
+				choices = "$(_podo_list " + quote(o.lister) + ")"
+			case len(o.choices) == 0:
 				continue
 			}
 			var patterns []string
 			for _, s := range o.spelled() {
 				patterns = append(patterns, quote(v.path+" "+s))
 			}
-			fmt.Fprintf(w, "    %s) choices=%s ;;\n", strings.Join(patterns, "|"), quote(strings.Join(o.choices, " ")))
+			fmt.Fprintf(w, "    %s) choices=%s ;;\n", strings.Join(patterns, "|"), choices)
 		}
 	}
 	fmt.Fprintln(w, "    esac\n}")
@@ -327,11 +374,16 @@ func writeBash(w io.Writer, vs []verb) {
 }
 
 const zshScript = `_podo() {
-    local at=podo word cur=$words[CURRENT] i applet='' skip='' out line directive
+    local at=podo word cur=$words[CURRENT] i applet='' args='' skip='' name='' given='' out line directive
     local -a commands flags valued filed described
     _podo_verb $at
     for ((i = 2; i < CURRENT; i++)); do
         word=$words[i]
+        if [[ $skip == --name ]]; then
+            name=$word
+        elif [[ $word == --name=* ]]; then
+            name=${word#*=}
+        fi
         if [[ -n $skip ]]; then
             skip=''
         elif [[ $word == -* ]]; then
@@ -366,6 +418,8 @@ const zshScript = `_podo() {
                 compadd -- ${${(f)out}%%:*}
                 return
             fi
+        else
+            given=yes
         fi
     done
     if [[ -n $skip ]]; then
@@ -375,11 +429,21 @@ const zshScript = `_podo() {
         elif (( ${filed[(Ie)$skip]} )); then
             _files
         fi
+    elif [[ $cur != -* && $args == FILE ]]; then
+        _files
+    elif [[ $cur != -* && -n $args && -z $given ]]; then
+        compadd -- $(_podo_list $args)
     elif [[ $cur == -* || ${#commands} -eq 0 ]]; then
         _describe flag flags
     else
         _describe command commands
     fi
+}
+
+# _podo_list asks podo, about the cluster that was named if that matters.
+_podo_list() {
+    [[ $1 == *= ]] && set -- $1$name
+    $words[1] ${=1} 2> /dev/null
 }
 `
 
@@ -388,11 +452,14 @@ func writeZsh(w io.Writer, vs []verb) {
 	pair := func(name, usage string) string {
 		return quote(strings.ReplaceAll(name, ":", `\:`) + ":" + strings.ReplaceAll(usage, ":", " -"))
 	}
-	fmt.Fprintln(w, "\n# _podo_verb says what may follow a command.\n_podo_verb() {\n    applet='' commands=() flags=() valued=() filed=()\n    case $1 in")
+	fmt.Fprintln(w, "\n# _podo_verb says what may follow a command.\n_podo_verb() {\n    applet='' args='' commands=() flags=() valued=() filed=()\n    case $1 in")
 	for _, v := range vs {
 		fmt.Fprintf(w, "    (%s)\n", quote(v.path))
 		if v.applet != "" {
 			fmt.Fprintf(w, "        applet=%s\n", quote(v.applet))
+		}
+		if s := v.args.source(); s != "" {
+			fmt.Fprintf(w, "        args=%s\n", quote(s))
 		}
 		var commands, flags []string
 		for i, n := range names(v.subs) {
@@ -418,10 +485,15 @@ func writeZsh(w io.Writer, vs []verb) {
 	fmt.Fprintln(w, "    esac\n}\n\n# _podo_choices lists the values of a flag that has few.\n_podo_choices() {\n    case \"$1 $2\" in")
 	for _, v := range vs {
 		for _, o := range v.flags {
-			if len(o.choices) > 0 {
-				for _, s := range o.spelled() {
-					fmt.Fprintf(w, "    (%s) print -r -- %s ;;\n", quote(v.path+" "+s), quote(strings.Join(o.choices, " ")))
-				}
+			say := "print -r -- " + quote(strings.Join(o.choices, " "))
+			switch {
+			case o.lister != "":
+				say = "_podo_list " + quote(o.lister)
+			case len(o.choices) == 0:
+				continue
+			}
+			for _, s := range o.spelled() {
+				fmt.Fprintf(w, "    (%s) %s ;;\n", quote(v.path+" "+s), say)
 			}
 		}
 	}
@@ -443,6 +515,19 @@ function __podo_at
     or return 1
     # Further words are arguments or values of flags, unless they are commands.
     test (count $typed) -eq $n; or not contains -- $typed[(math $n + 1)] (__podo_below $argv)
+end
+
+# __podo_list asks podo, about the cluster that was named if that matters.
+function __podo_list
+    set -l words (commandline -opc)
+    set -l name
+    if set -l at (contains -i -- --name $words)
+        set name $words[(math $at + 1)]
+    else
+        set name (string match -rg -- '^--name=(.*)' $words)
+    end
+    string match -q -- '*=' $argv[-1]; and set argv[-1] "$argv[-1]$name"
+    $words[1] $argv 2> /dev/null
 end
 
 function __podo_kubectl
@@ -484,6 +569,12 @@ func writeFish(w io.Writer, vs []verb) {
 			fmt.Fprintf(w, "complete -c podo -n %s -a '(__podo_%s)'\n", quote(at), v.applet)
 			continue
 		}
+		switch {
+		case v.args.file:
+			fmt.Fprintf(w, "complete -c podo -n %s -F\n", quote(at))
+		case v.args.lister != "":
+			fmt.Fprintf(w, "complete -c podo -n %s -a '(__podo_list %s)'\n", quote(at), v.args.lister)
+		}
 		for i, n := range names(v.subs) {
 			fmt.Fprintf(w, "complete -c podo -n %s -a %s -d %s\n", quote(at), n, quote(v.subs[i].usage))
 		}
@@ -501,8 +592,11 @@ func writeFish(w io.Writer, vs []verb) {
 			if o.file {
 				line = strings.TrimSuffix(line, " -x") + " -r -F"
 			}
-			if len(o.choices) > 0 {
-				line += " -a " + quote(strings.Join(slices.Clone(o.choices), " "))
+			switch {
+			case o.lister != "":
+				line += " -a '(__podo_list " + o.lister + ")'"
+			case len(o.choices) > 0:
+				line += " -a " + quote(strings.Join(o.choices, " "))
 			}
 			fmt.Fprintf(w, "%s -d %s\n", line, quote(o.usage))
 		}
