@@ -24,7 +24,7 @@ func uninstallCommand() *cli.Command {
 		Name:  "uninstall",
 		Usage: "remove podo, its pods and its data from this machine",
 		Description: `Stops podo and its pods as "podo kill" does, puts kernel parameters back to what they
-were, unless somebody has set them since, then removes every file podo made: its
+were, but for those that others set or need, then removes every file podo made: its
 data in each folder that it had for it, /etc/podo, the kubelet's folder, pods' logs,
 the services, its context in your kubeconfig, what --write-kubeconfig and --log had it
 write elsewhere, and podo itself if it was installed in a folder for programs. Then it

@@ -48,6 +48,9 @@ type Settings struct {
 // joinPort is what the port of the API is for on a server without an API server.
 const joinPort = "joining of machines"
 
+// vxlanPort is flannel's, on Linux.
+const vxlanPort = 8472
+
 // proxyMetrics is what kube-proxy can do without: it tries again until the port is free.
 const proxyMetrics = "kube-proxy metrics"
 
@@ -81,7 +84,7 @@ func SettingsOf(cfg config.Server) Settings {
 	}
 	switch s.FlannelBackend {
 	case "vxlan":
-		s.Ports = append(s.Ports, Port{Number: 8472, UDP: true, Use: "flannel vxlan"})
+		s.Ports = append(s.Ports, Port{Number: vxlanPort, UDP: true, Use: "flannel vxlan"})
 	case "wireguard-native": // an interface for each family
 		if slices.ContainsFunc(s.Ranges, func(p netip.Prefix) bool { return p.Addr().Is4() }) {
 			s.Ports = append(s.Ports, Port{Number: 51820, UDP: true, Use: "flannel wireguard"})
@@ -489,7 +492,9 @@ func (f Facts) checkPorts() []Finding {
 		proto, level := "TCP", Fail
 		if l.UDP {
 			// The kernel holds those of interfaces of its own, ours among them.
-			if slices.ContainsFunc(f.Network.Links, func(l Link) bool { return strings.HasPrefix(l.Name, "flannel") }) {
+			if slices.ContainsFunc(f.Network.Links, func(link Link) bool {
+				return strings.HasPrefix(link.Name, "flannel") && strings.HasPrefix(link.Name, "flannel-wg") == (l.Number != vxlanPort)
+			}) {
 				continue
 			}
 			proto, level = "UDP", Warn

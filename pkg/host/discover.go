@@ -37,7 +37,7 @@ func Discover(ctx context.Context, o Options) (Facts, error) {
 		Time:       time.Now(),
 		CPUs:       runtime.NumCPU(),
 		Systemd:    r.isDir("/run/systemd/system"),
-		Logind:     r.isDir("/run/systemd/inhibit") && r.exists("/run/dbus/system_bus_socket"),
+		Logind:     r.isDir("/run/systemd/system") && r.isDir("/run/systemd/inhibit") && r.exists("/run/dbus/system_bus_socket"),
 		NoHosts:    !r.exists("/etc/hosts"),
 		SharedRoot: table.shared("/"),
 		Sysctls:    r.sysctls(),

@@ -20,7 +20,7 @@ type Facts struct {
 	CPUs      int
 	Memory    Memory
 	Systemd   bool // is process 1
-	Logind    bool // delays a shutdown for who asks it to
+	Logind    bool // systemd's: delays a shutdown for who asks it to
 
 	Kernel    Kernel
 	Cgroup    Cgroup

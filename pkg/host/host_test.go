@@ -112,6 +112,10 @@ func TestChecks(t *testing.T) {
 			f.Taken = []Listener{{Port: Port{Number: 51820, UDP: true}}}
 			f.Network.Links = append(f.Network.Links, Link{Name: "flannel-wg"})
 		}, level: OK, name: "ports"},
+		"wireguard port of another beside a vxlan of ours": {facts: func(f *Facts) {
+			f.Taken = []Listener{{Port: Port{Number: 51820, UDP: true}}}
+			f.Network.Links = append(f.Network.Links, Link{Name: "flannel.1"})
+		}, level: Warn, name: "ports", says: []string{"51820/UDP", "the kernel"}},
 		"port that can be done without": {facts: func(f *Facts) {
 			f.Taken = []Listener{{Port{Number: 10249, Use: proxyMetrics}, "node_exporter", 77}}
 		}, level: Warn, name: "ports", says: []string{"10249/TCP", "node_exporter (process 77)"}},

@@ -99,15 +99,17 @@ func (all *entries) settle(files []string, r root) {
 }
 
 // Changed lists, by their files, the parameters that are as podo set them and were not so
-// before: those that may be put back.
+// before: those that may be put back. What the machine's own files of parameters say is not
+// among them: it would be so again after the next boot.
 func (l Ledger) Changed(may func(file string) bool) ([]Change, error) {
 	all, err := l.load()
 	if err != nil {
 		return nil, err
 	}
 	var out []Change
+	stays := l.root.configured()
 	for _, e := range all.Values {
-		if now := l.root.line(e.File); now != "" && now != e.Was && e.ours(now) && may(e.File) {
+		if now := l.root.line(e.File); now != "" && now != e.Was && e.ours(now) && !stays(e.File, now) && may(e.File) {
 			out = append(out, Change{e.File, e.Was, now})
 		}
 	}
@@ -122,9 +124,10 @@ func (l Ledger) PutBack(may func(file string) bool) (int, error) {
 		return 0, err
 	}
 	// All are judged before the first is set: what one sets may set others too.
+	stays := l.root.configured()
 	all.Values = slices.DeleteFunc(all.Values, func(e entry) bool {
 		now := l.root.line(e.File)
-		return now == "" || !e.ours(now) || !may(e.File)
+		return now == "" || !e.ours(now) || stays(e.File, now) || !may(e.File)
 	})
 	set := 0
 	var errs []error
@@ -141,10 +144,16 @@ func (l Ledger) PutBack(may func(file string) bool) (int, error) {
 	if err := errors.Join(errs...); err != nil {
 		return set, err
 	}
-	if err := os.Remove(l.file); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return set, err
+	return set, l.end()
+}
+
+// end removes the file, if there is one: a file system that is only read says otherwise
+// before it looks.
+func (l Ledger) end() error {
+	if _, err := os.Lstat(l.file); errors.Is(err, fs.ErrNotExist) {
+		return nil
 	}
-	return set, nil
+	return os.Remove(l.file)
 }
 
 func (l Ledger) load() (entries, error) {
@@ -168,10 +177,7 @@ func (l Ledger) load() (entries, error) {
 
 func (l Ledger) save(all entries) error {
 	if len(all.Values) == 0 {
-		if err := os.Remove(l.file); err != nil && !errors.Is(err, fs.ErrNotExist) {
-			return err
-		}
-		return nil
+		return l.end()
 	}
 	text, err := json.MarshalIndent(all, "", "  ")
 	if err != nil {
@@ -187,6 +193,15 @@ func (l Ledger) save(all entries) error {
 // OfNetwork reports whether each network namespace has a parameter of its own. Others are
 // the whole kernel's.
 func OfNetwork(file string) bool { return strings.HasPrefix(file, "/proc/sys/net/") }
+
+// OfRouting reports whether a parameter has the machine pass packets on, or goes with that.
+func OfRouting(file string) bool {
+	switch filepath.Base(file) {
+	case "ip_forward", "forwarding", "accept_redirects", "accept_ra":
+		return OfNetwork(file)
+	}
+	return false
+}
 
 // WholeMachine reports whether this process is not in a container, where one sees who
 // else relies on the kernel. The number is the kernel's (PROC_PID_INIT_INO).

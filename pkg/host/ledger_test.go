@@ -167,6 +167,35 @@ func TestLedgerLeavesWhatItMayNot(t *testing.T) {
 	k.stands(map[string]string{forwarding: "0", watches: "524288"})
 }
 
+// What the machine's own files say, in whichever spelling, would be so again after a boot.
+func TestLedgerLeavesWhatFilesSay(t *testing.T) {
+	for name, text := range map[string]string{
+		"etc/sysctl.conf":              "# for virtual machines\nnet.ipv4.ip_forward=1\n",
+		"etc/sysctl.d/60-libvirt.conf": "-net/ipv4/ip_forward = 1",
+		"usr/lib/sysctl.d/all.conf":    "\n;none\nnet.ipv4.ip_*=1\n",
+		"etc/ufw/sysctl.conf":          "net/ipv4/ip_forward=1\n",
+	} {
+		t.Run(name, func(t *testing.T) {
+			k := aKernel(t)
+			k.start()
+			path := k.root.path(name)
+			if err := errors.Join(os.MkdirAll(filepath.Dir(path), 0o755), os.WriteFile(path, []byte(text), 0o644)); err != nil {
+				t.Fatal(err)
+			}
+			k.changed(redirects, ofCard, watches)
+			k.putBack()
+			k.stands(map[string]string{forwarding: "1", watches: "8192"})
+		})
+	}
+	k := aKernel(t)
+	k.start()
+	if err := errors.Join(os.MkdirAll(k.root.path("etc"), 0o755), os.WriteFile(k.root.path("etc/sysctl.conf"), []byte("net.ipv4.ip_forward=0\n#fs.inotify.max_user_watches=524288\nnonsense\n"), 0o644)); err != nil {
+		t.Fatal(err)
+	}
+	k.putBack()
+	k.stands(map[string]string{forwarding: "0", watches: "8192"})
+}
+
 func TestLedgerThatCannotBeWritten(t *testing.T) {
 	k := aKernel(t)
 	if err := os.WriteFile(filepath.Dir(k.file), nil, 0o644); err != nil { // a file where the folder would be

@@ -311,22 +311,27 @@ func smallMachine(t *testing.T) {
 	must(t, os.WriteFile("/root/.kube/config", []byte("apiVersion: v1\nkind: Config\nclusters: []\n"+
 		"contexts:\n- name: podo\n  context: {cluster: podo, user: podo}\n- name: work\n  context: {cluster: work, user: work}\n"), 0o600))
 
-	const forwarding = "/proc/sys/net/ipv4/ip_forward" // of this network namespace
-	forwards := func(to string) bool {
-		text, err := os.ReadFile(forwarding)
+	const ( // of this network namespace
+		forwarding = "/proc/sys/net/ipv4/ip_forward"
+		localnet   = "/proc/sys/net/ipv4/conf/all/route_localnet"
+	)
+	is := func(path, value string) bool {
+		text, err := os.ReadFile(path)
 		must(t, err)
-		return strings.TrimSpace(string(text)) == to
+		return strings.TrimSpace(string(text)) == value
 	}
 	raise := func() {
 		t.Helper()
-		must(t, os.WriteFile(forwarding, []byte("0"), 0o644))
-		must(t, host.NewLedger(p.Parameters()).Change([]string{forwarding}, func() error {
-			return os.WriteFile(forwarding, []byte("1"), 0o644)
-		}))
+		for _, path := range []string{forwarding, localnet} {
+			must(t, os.WriteFile(path, []byte("0"), 0o644))
+			must(t, host.NewLedger(p.Parameters()).Change([]string{path}, func() error {
+				return os.WriteFile(path, []byte("1"), 0o644)
+			}))
+		}
 	}
 	raise()
 
-	o := Options{Paths: p, Grace: 5 * time.Second, Purge: true, Executable: "/usr/local/bin/podo",
+	o := Options{Paths: p, Grace: 2 * time.Second, Purge: true, Executable: "/usr/local/bin/podo",
 		Kubeconfigs: []string{"/root/.kube/config"}, Tell: func(s string) { t.Log(s) }}
 
 	before := kinds(t, o)
@@ -337,14 +342,15 @@ func smallMachine(t *testing.T) {
 	}
 
 	// Podo is asked first, while it can do something, and what it takes is off their grace.
-	o.EndPods = func(_ context.Context, within time.Duration) error {
+	o.EndPods = func(_ context.Context, within time.Duration) (bool, error) {
 		if found := kinds(t, o); found["process"] < before["process"] {
 			t.Errorf("asked when all was over: %v", found)
 		}
 		if within != o.Grace {
 			t.Errorf("pods have %s, want %s", within, o.Grace)
 		}
-		return errors.New("no kubelet listens")
+		time.Sleep(within)
+		return false, errors.New("no kubelet listens")
 	}
 	must(t, Kill(t.Context(), o))
 	o.EndPods = nil
@@ -391,8 +397,8 @@ func smallMachine(t *testing.T) {
 			t.Errorf("Uninstall took too much: %v", err)
 		}
 	}
-	if !forwards("0") {
-		t.Error("Uninstall did not put ip_forward back")
+	if !is(localnet, "0") || !is(forwarding, "1") {
+		t.Error("Uninstall did not put route_localnet back, or turned off what somebody else's bridge needs")
 	}
 	if left, err := Verify(o); err != nil || len(left) != 3 {
 		t.Errorf("Verify = %v, %v; want layout, server and storage", left, err)
@@ -449,15 +455,20 @@ func smallMachine(t *testing.T) {
 
 	// With data elsewhere that is to be removed later, parameters stay until then.
 	raise()
+	for _, name := range []string{"theirs0", "flannel-wg"} {
+		link, err := netlink.LinkByName(name)
+		must(t, err)
+		must(t, netlink.LinkDel(link))
+	}
 	both := o
 	both.Others = true
 	must(t, Uninstall(t.Context(), both))
-	if left, err := Verify(both); err != nil || len(left) != 0 || !forwards("1") {
-		t.Errorf("Verify = %v, %v; ip_forward is 1: %t", left, err, forwards("1"))
+	if left, err := Verify(both); err != nil || len(left) != 0 || !is(forwarding, "1") {
+		t.Errorf("Verify = %v, %v; ip_forward is 1: %t", left, err, is(forwarding, "1"))
 	}
 	o.KeepData = true // which is no reason to keep them
 	must(t, Uninstall(t.Context(), o))
-	if !forwards("0") {
+	if !is(forwarding, "0") || !is(localnet, "0") {
 		t.Error("the last Uninstall did not put ip_forward back")
 	}
 	if _, err := os.Lstat(p.Parameters()); err == nil {
@@ -475,7 +486,7 @@ func smallMachine(t *testing.T) {
 	if links, _ := ourLinks(); len(links) == 0 {
 		t.Error("another kubelet's links were removed")
 	}
-	if !forwards("1") {
+	if !is(forwarding, "1") {
 		t.Error("another kubelet lost forwarding")
 	}
 	if _, err := os.Stat(paths.KubeletRoot); err != nil {

@@ -75,7 +75,7 @@ func Verify(o Options) ([]Leftover, error) {
 	ledger, may := m.parameters()
 	raised, err := ledger.Changed(may)
 	if err != nil {
-		return nil, err
+		add("parameter", "of which nothing is known: %v", err)
 	}
 	for _, c := range raised {
 		add("parameter", "%s is %s, and was %s", c.What, c.New, c.Old)

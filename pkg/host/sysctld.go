@@ -1,0 +1,37 @@
+package host
+
+import (
+	"os"
+	"path"
+	"path/filepath"
+	"slices"
+	"strings"
+)
+
+// configured tells which kernel parameters have a value that a file of this machine gives
+// them at each boot, by the parameters' own files (sysctl.d(5); ufw has a file of its own).
+func (r root) configured() func(file, value string) bool {
+	type setting struct{ pattern, value string }
+	var all []setting
+	for _, pattern := range []string{
+		"/etc/sysctl.conf", "/etc/sysctl.d/*.conf", "/run/sysctl.d/*.conf", "/usr/local/lib/sysctl.d/*.conf",
+		"/usr/lib/sysctl.d/*.conf", "/lib/sysctl.d/*.conf", "/etc/ufw/sysctl.conf",
+	} {
+		files, _ := filepath.Glob(r.path(pattern))
+		for _, f := range files {
+			text, _ := os.ReadFile(f)
+			for line := range strings.Lines(string(text)) {
+				name, value, _ := strings.Cut(strings.TrimSpace(line), "=")
+				if name != "" && !strings.ContainsAny(name[:1], "#;") {
+					all = append(all, setting{sysctlFile(strings.TrimSpace(name)), strings.Join(strings.Fields(value), " ")})
+				}
+			}
+		}
+	}
+	return func(file, value string) bool {
+		return slices.ContainsFunc(all, func(s setting) bool {
+			matches, err := path.Match(s.pattern, file)
+			return err == nil && matches && s.value == strings.Join(strings.Fields(value), " ")
+		})
+	}
+}
