@@ -71,12 +71,12 @@ Examples:
 }
 
 // endPods has the running podo end its pods. That none runs is no mistake here.
-func endPods(ctx context.Context, within time.Duration) error {
-	err := status.EndPods(ctx, paths.New(paths.DefaultData).Socket("podo"), within)
+func endPods(ctx context.Context, within time.Duration) (began bool, err error) {
+	err = status.EndPods(ctx, paths.New(paths.DefaultData).Socket("podo"), within)
 	if errors.Is(err, status.ErrNotRunning) {
-		return status.ErrNotRunning
+		err = status.ErrNotRunning
 	}
-	return err
+	return err == nil || errors.Is(err, status.ErrCutOff), err
 }
 
 func needsRoot(c *cli.Context) error {

@@ -380,20 +380,26 @@ func (m *machine) stopPods(ctx context.Context) error {
 	return nil
 }
 
-// endPods has pods end while podo is there to run their hooks. What time it takes is
-// taken from their grace.
-func (m *machine) endPods(ctx context.Context) {
+// endPods has pods end while podo is there to run their hooks. The time that they had is
+// taken from their grace. An error is ctx's.
+func (m *machine) endPods(ctx context.Context) error {
 	if m.Grace <= 0 || m.EndPods == nil {
-		return
+		return nil
 	}
-	began := time.Now()
-	err := m.EndPods(ctx, m.Grace)
-	m.Grace -= time.Since(began)
+	start := time.Now()
+	began, err := m.EndPods(ctx, m.Grace)
+	if ctx.Err() != nil {
+		return ctx.Err()
+	}
+	if began {
+		m.Grace -= time.Since(start)
+	}
 	if err != nil {
 		m.tell("not all pods ended in good order: %v", err)
-		return
+		return nil
 	}
 	m.tell("pods ended, hooks included")
+	return nil
 }
 
 // catchesTerm reports whether a process would act on SIGTERM. Waiting for the others

@@ -22,9 +22,9 @@ type Options struct {
 	// cut off.
 	Grace time.Duration
 
-	// EndPods has the running podo end its pods, with their hooks, within a time. Without
-	// it, or if it fails, their processes are told to end.
-	EndPods func(ctx context.Context, within time.Duration) error
+	// EndPods has the running podo end its pods, with their hooks, within a time, and says
+	// whether it took that time. Without it, or if it fails, their processes are told to end.
+	EndPods func(ctx context.Context, within time.Duration) (began bool, err error)
 
 	// Tell is called after each step with what it did, in a few words.
 	Tell func(words string)
@@ -111,7 +111,9 @@ func (m *machine) tell(format string, args ...any) { m.Tell(fmt.Sprintf(format, 
 // while podo still cannot start. Files are out of reach as long as a pod may use them:
 // if one does not end, and is not called.
 func (m *machine) stopped(ctx context.Context, and func() error) error {
-	m.endPods(ctx)
+	if err := m.endPods(ctx); err != nil {
+		return err
+	}
 	if err := m.stopPodo(ctx); err != nil {
 		return err
 	}

@@ -43,10 +43,13 @@ func Fetch(ctx context.Context, socket string) (Report, error) {
 }
 
 // EndPods has the podo behind socket end its pods, hooks included, and take no others. It
-// returns when they have ended, or ErrCutOff when they have not within that time. If ctx ends
-// before, podo takes pods again.
+// returns when they have ended, or ErrCutOff when they have not within that time. With any
+// other error they have not begun to. If ctx ends before, podo takes pods again.
 func EndPods(ctx context.Context, socket string, within time.Duration) error {
-	ctx, end := context.WithTimeoutCause(ctx, within+2*time.Second, ErrSilent) // podo looks at the time itself
+	if _, err := Fetch(ctx, socket); err != nil {
+		return err
+	}
+	ctx, end := context.WithTimeoutCause(ctx, within+2*time.Second, ErrCutOff) // podo looks at the time itself
 	defer end()
 	resp, err := ask(ctx, socket, http.MethodPost, "/end-pods?within="+within.String())
 	if err != nil {
@@ -74,8 +77,8 @@ func ask(ctx context.Context, socket, method, path string) (*http.Response, erro
 		return nil, fmt.Errorf("%w: nothing answers on %s; start it with `podo server`", ErrNotRunning, socket)
 	case errors.Is(err, fs.ErrPermission):
 		return nil, fmt.Errorf("ask podo on %s: permission denied; only root may ask, try with sudo", socket)
-	case err != nil && errors.Is(context.Cause(ctx), ErrSilent):
-		return nil, fmt.Errorf("ask podo on %s: %w", socket, ErrSilent)
+	case err != nil && (errors.Is(context.Cause(ctx), ErrSilent) || errors.Is(context.Cause(ctx), ErrCutOff)):
+		return nil, fmt.Errorf("ask podo on %s: %w", socket, context.Cause(ctx))
 	case err != nil:
 		return nil, fmt.Errorf("ask podo on %s: %w", socket, unwrapURL(err))
 	case resp.StatusCode == http.StatusOK:

@@ -145,9 +145,10 @@ func TestEndPods(t *testing.T) {
 	if err := status.EndPods(t.Context(), socket, time.Second); !errors.Is(err, status.ErrNotRunning) {
 		t.Errorf("without podo: %v", err)
 	}
+	report := func(context.Context) status.Report { return status.Report{} }
 	ends := make(chan error, 1)
 	gone := make(chan error, 1)
-	serveEnding(t, socket, nil, func(ctx context.Context) error {
+	serveEnding(t, socket, report, func(ctx context.Context) error {
 		select {
 		case err := <-ends:
 			return err

@@ -153,3 +153,47 @@ spec:
 	s.kubectl("delete", "pod", "load")
 	replicas(240*time.Second, "one pod without", func(n int32) bool { return n == 1 })
 }
+
+// othersMetrics: who applies an APIService of his own has it served by his Service, also
+// after podo started anew, and podo's is back once that is deleted.
+func othersMetrics(t *testing.T) {
+	s := scenario(t)
+	s.apply(`
+apiVersion: v1
+kind: Service
+metadata: {name: metrics-server}
+spec: {ports: [{port: 443}]}
+---
+apiVersion: apiregistration.k8s.io/v1
+kind: APIService
+metadata: {name: v1beta1.metrics.k8s.io}
+spec:
+  group: metrics.k8s.io
+  version: v1beta1
+  groupPriorityMinimum: 100
+  versionPriority: 100
+  insecureSkipTLSVerify: true
+  service: {namespace: ` + s.ns + `, name: metrics-server}
+`)
+	s.Cleanup(func() { podo("kubectl", "delete", "apiservice", "v1beta1.metrics.k8s.io", "--ignore-not-found") })
+	theirs := func() error {
+		r := podo("kubectl", "top", "nodes")
+		return errors.Join(
+			contains(must(t, "kubectl", "get", "apiservice", "v1beta1.metrics.k8s.io", "-o", "wide"), s.ns+"/metrics-server", "False (MissingEndpoints)"),
+			contains(r.err, "Metrics API not available"))
+	}
+	s.within(20*time.Second, "it is their Service that is asked", theirs)
+	theCluster.stop(t)
+	startCluster(t)
+	s.within(20*time.Second, "it is their Service that is asked after a start", theirs)
+	always(t, 5*time.Second, "and stays so", theirs)
+
+	s.kubectl("delete", "apiservice", "v1beta1.metrics.k8s.io")
+	s.within(60*time.Second, "podo's own is back", func() error {
+		r := podo("kubectl", "top", "nodes")
+		if r.code != 0 {
+			return errors.New(r.String())
+		}
+		return contains(must(t, "kubectl", "get", "apiservice", "v1beta1.metrics.k8s.io"), "Local", "True")
+	})
+}

@@ -106,6 +106,7 @@ func TestPodo(t *testing.T) {
 					{"what it was killed in the middle of", finishesManifests},
 					{"its own manifests unless told to skip them", skipsItsOwn},
 					{"Helm charts that it was killed in the middle of", finishesCharts},
+					{"its own metrics API unless people's is there", othersMetrics},
 				})
 			})
 			t.Run("survives", func(t *testing.T) {

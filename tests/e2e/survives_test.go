@@ -203,7 +203,16 @@ func survivesKill(t *testing.T) {
 	theCluster.crash(t)
 	always(t, 3*time.Second, "the pods work while podo is away", w.works)
 	startCluster(t)
+	began := time.Now()
 	w.noticedNothing()
+	w.within(60*time.Second, "it tells again what pods use", func() error {
+		r := w.try("top", "pods", "--no-headers")
+		if r.code != 0 || strings.TrimSpace(r.out) == "" {
+			return errors.New(r.String())
+		}
+		return nil
+	})
+	t.Attr("figure", fmt.Sprintf("kubectl top after a kill\t%.1f\ts", time.Since(began).Seconds()))
 
 	// Once more, in the middle of work.
 	w.kubectl("scale", "deployment/web", "--replicas=5")

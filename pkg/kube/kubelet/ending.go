@@ -41,6 +41,7 @@ type Ending struct {
 	events chan bool           // to the kubelet: whether the node shuts down
 	lock   systemd.InhibitLock // that the kubelet holds until its pods have ended
 	ended  chan struct{}       // closed then
+	back   bool                // the last that was said is that it does not
 }
 
 // End returns when all pods have ended, or when ctx does. If ctx is cancelled, the kubelet
@@ -56,6 +57,8 @@ func (e *Ending) End(ctx context.Context) error {
 	case <-ctx.Done():
 	}
 	if errors.Is(ctx.Err(), context.Canceled) {
+		e.mu.Lock()
+		defer e.mu.Unlock()
 		e.say(false)
 	}
 	return ctx.Err()
@@ -68,16 +71,18 @@ func (e *Ending) begin() (<-chan struct{}, error) {
 	if e.events == nil {
 		return nil, ErrDeaf
 	}
+	if e.ended == nil || e.back {
+		e.say(true)
+	}
 	if e.ended == nil {
 		e.ended = make(chan struct{})
-		e.events <- true
 	}
 	return e.ended, nil
 }
 
+// say is called with the lock.
 func (e *Ending) say(shuttingDown bool) {
-	e.mu.Lock()
-	defer e.mu.Unlock()
+	e.back = !shuttingDown
 	e.events <- shuttingDown
 }
 

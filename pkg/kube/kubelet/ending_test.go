@@ -88,4 +88,32 @@ func TestEnding(t *testing.T) {
 		t.Error(err)
 	}
 	admits(false)
+
+	// So he can while the pods have not ended yet.
+	dead = make(chan struct{})
+	asked, stop = context.WithCancel(t.Context())
+	go func() { back <- e.End(asked) }()
+	<-killed
+	stop()
+	<-back
+	again := make(chan error, 1)
+	go func() { again <- e.End(t.Context()) }()
+	for e.waits() < 2 { // for the kubelet to hear
+		time.Sleep(time.Millisecond)
+	}
+	close(dead)
+	if err := <-again; err != nil {
+		t.Error(err)
+	}
+	for e.waits() > 0 {
+		time.Sleep(time.Millisecond)
+	}
+	admits(false)
+}
+
+// waits is how much was said and not heard yet.
+func (e *Ending) waits() int {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return len(e.events)
 }
