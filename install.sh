@@ -340,9 +340,10 @@ choose_version() {
 # runs PROGRAM: whether it says its version here. The kernel has to know what it is, as a
 # shell would take what the kernel refuses for a script, and execute that.
 runs() {
+	begins=$(as_root od -An -tx1 -N20 "$1" 2>/dev/null | tr -d ' \n')
 	# shellcheck disable=SC2254 # it is a pattern: class, byte order, machine
-	case $(as_root od -An -tx1 -N20 "$1" | tr -d ' \n') in
-	7f454c46$elf | 2321*) as_root "$1" version >/dev/null 2>&1 ;;
+	case $begins in
+	'' | 7f454c46$elf | 2321*) as_root "$1" version >/dev/null 2>&1 ;;
 	*) return 1 ;;
 	esac
 }
@@ -711,13 +712,17 @@ start_service() {
 }
 
 # becomes_ready: whether podo is ready within 3 minutes. One that OpenRC starts again and
-# again to no avail answers nothing, which is asked 15 times.
+# again to no avail answers nothing, which is asked 15 times; nor does one that waits for
+# the server that it is to join.
 becomes_ready() {
-	waited=0 silent=0
+	waited=0 silent=0 patience=15
+	case ${PODO_SERVER:-}${PODO_URL:-}${K3S_URL:-}$words in
+	http* | *--server*) patience=180 ;;
+	esac
 	until as_root "$bin_dir/podo" status >"$scratch/status" 2>/dev/null; do
 		waited=$((waited + 1)) silent=$((silent + 1))
 		[ ! -s "$scratch/status" ] || silent=0
-		if [ "$waited" -ge 180 ] || [ "$silent" -ge 15 ]; then
+		if [ "$waited" -ge 180 ] || [ "$silent" -ge "$patience" ]; then
 			return 1
 		fi
 		sleep 1
