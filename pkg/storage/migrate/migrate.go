@@ -237,8 +237,8 @@ func toSQLite(ctx context.Context, to plan.SQLite, src source, after int64, o Op
 	}
 	done, err := fill(ctx, table{db: db}, src, after, o)
 	if err == nil {
-		// One file, whole by itself.
-		_, err = db.ExecContext(ctx, "PRAGMA wal_checkpoint(TRUNCATE)")
+		// One file, whole by itself, and called so.
+		_, err = db.ExecContext(ctx, "PRAGMA user_version = 0; PRAGMA wal_checkpoint(TRUNCATE)")
 	}
 	if err := errors.Join(err, db.Close()); err != nil {
 		return done, err

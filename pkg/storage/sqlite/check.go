@@ -39,8 +39,8 @@ func check(ctx context.Context, path string, known bool) error {
 	damaged := func(why string) error {
 		return fmt.Errorf("%w: %s %s: keep a copy of it, then put back a good one from a backup (and remove the -wal and -shm files beside it), or try sqlite3's .recover on the copy", ErrDamaged, path, why)
 	}
-	lost := func(why string, good int64) error {
-		return fmt.Errorf("%w: %s-wal %s: put back a good %[2]s from a backup (and remove the -wal and -shm files beside it), or go on without those writes: keep a copy of the three, then truncate --size=%[4]d %[2]s-wal", ErrDamaged, path, why, good)
+	lost := func(why, remedy string) error {
+		return fmt.Errorf("%w: %s-wal %s: put back a good %[2]s from a backup (and remove the -wal and -shm files beside it), or keep a copy of what is there, then %[4]s", ErrDamaged, path, why, remedy)
 	}
 	f, err := os.Open(path)
 	if err != nil {
@@ -82,14 +82,17 @@ func check(ctx context.Context, path string, known bool) error {
 		return damaged(fmt.Sprintf("is cut off: %d bytes of %d", info.Size(), pages*page))
 	}
 	if errors.Is(err, fs.ErrNotExist) && binary.BigEndian.Uint32(header[60:]) == marked {
-		return lost("is missing, and the latest writes with it", 0)
+		return lost("is missing, and the latest writes with it unless a program such as sqlite3 has moved them into the file",
+			fmt.Sprintf("go on with the file as it is: truncate --size=0 %s-wal", path))
 	}
 	at, err := brokenAt(path+"-wal", page)
 	if err != nil {
 		return err
 	}
 	if at >= 0 {
-		return lost(fmt.Sprintf("is damaged at byte %d, before writes that were acknowledged", at), at)
+		// How much of the log was in the file already was only noted in memory.
+		return lost(fmt.Sprintf("is damaged at byte %d, before writes that were acknowledged", at),
+			fmt.Sprintf("go on without some of them: on copies try truncate --size=0 %s-wal, which is right if the log was in the file already, and truncate --size=%d %[1]s-wal, if it was not; use the one that sqlite3 calls ok (PRAGMA integrity_check) and that has more (SELECT count(*) FROM kine)", path, at))
 	}
 	if info.Size() > thorough {
 		return nil

@@ -17,6 +17,7 @@ const (
 	frameHeader = 24
 	frameSums   = 16 // where a frame's sums are; what is before the salts counts into them
 	headerSums  = 24
+	sector      = 512 // of a disk, at least: what is written as a whole
 )
 
 // brokenAt is brokenIn of the log at path, if there is one.
@@ -38,7 +39,9 @@ func brokenAt(path string, page int64) (int64, error) {
 //
 // A log is like that when the power has gone, too: of the last transaction any part may be on
 // the disk. But none is begun before the one before it is on the disk as a whole. So a
-// transaction behind the one that does not check was begun after that was acknowledged.
+// transaction behind the one that does not check was begun after that was acknowledged. One
+// that is written over the beginning of another that was cut off is followed by the end of
+// that, which checks in itself, but not as what follows.
 func brokenIn(r io.Reader, page int64) (int64, error) {
 	header := make([]byte, logHeader)
 	if _, err := io.ReadFull(r, header); err != nil {
@@ -50,6 +53,7 @@ func brokenIn(r io.Reader, page int64) (int64, error) {
 	}
 	last, salts := sumsAt(header, headerSums), [8]byte(header[16:])
 	broken, over := int64(-1), false // over: the transaction that does not check is
+	follows := true                  // all of the transaction behind it so far
 	if (sums{}).add(order, header[:headerSums]) != last {
 		broken, over = 0, true
 	}
@@ -65,13 +69,20 @@ func brokenIn(r io.Reader, page int64) (int64, error) {
 		ours := [8]byte(frame[8:]) == salts // others are left from an earlier use of the file
 		ends := ours && binary.BigEndian.Uint32(frame[4:]) != 0
 		checks := ours && binary.BigEndian.Uint32(frame) != 0 && last.add(order, frame[:8]).add(order, frame[frameHeader:]) == stored
+		if !checks && (at+8)%sector == 0 {
+			ends = false // that was there before: the salts alone were written
+		}
 		switch {
 		case broken < 0 && !checks:
 			broken, over = at, ends
-		case broken >= 0 && over && checks && ends:
-			return broken, nil
+		case broken >= 0 && over:
+			follows = follows && checks
+			if ends && follows {
+				return broken, nil
+			}
+			follows = follows || ends
 		case broken >= 0:
-			over = over || ends
+			over = ends
 		}
 		last = stored
 	}

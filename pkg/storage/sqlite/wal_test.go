@@ -19,20 +19,25 @@ const (
 	frameSize = frameHeader + pageSize
 )
 
-// logged is a file with a log beside it, as a kill leaves the two: rows transactions of
-// several frames each, whose ends are the offsets where each is over.
-func logged(t *testing.T, rows int) (files folder, ends []int) {
+// logged is a file with a log beside it, as a kill leaves the two: rows transactions, of
+// several frames each if they are large, whose ends are the offsets where each is over.
+func logged(t *testing.T, rows, size int) (files folder, ends []int) {
 	t.Helper()
 	path := filepath.Join(t.TempDir(), "state.db")
-	db := must(sql.Open("sqlite3", path+"?_journal_mode=WAL&_synchronous=FULL"))
+	db := opened(path)
 	defer db.Close()
-	db.SetMaxOpenConns(1)
 	must(db.Exec("CREATE TABLE kine (id INTEGER PRIMARY KEY, name TEXT, value TEXT); INSERT INTO kine VALUES (0, '', ''); PRAGMA wal_checkpoint(TRUNCATE)"))
 	for i := range rows {
-		must(db.Exec("INSERT INTO kine VALUES (?, ?, ?)", i+1, i, strings.Repeat(fmt.Sprint(i), 2*pageSize)))
+		must(db.Exec("INSERT INTO kine VALUES (?, ?, ?)", i+1, i, strings.Repeat(fmt.Sprint(i), size)))
 		ends = append(ends, int(must(os.Stat(path+"-wal")).Size()))
 	}
 	return collect(t, path), ends
+}
+
+func opened(path string) *sql.DB {
+	db := must(sql.Open("sqlite3", path+"?_journal_mode=WAL&_synchronous=FULL"))
+	db.SetMaxOpenConns(1)
+	return db
 }
 
 func must[T any](v T, err error) T {
@@ -56,7 +61,7 @@ func rowsIn(t *testing.T, path string) (n int) {
 func flipped(text []byte, at int) []byte { return overwrite(text, at, []byte{text[at] ^ 0x10}) }
 
 func TestDamagedLog(t *testing.T) {
-	good, ends := logged(t, 8)
+	good, ends := logged(t, 8, 2*pageSize)
 	log := good["-wal"]
 	if frames := (ends[1] - ends[0]) / frameSize; frames < 3 || (len(log)-logHeader)%frameSize != 0 {
 		t.Fatalf("a transaction has %d frames, the log %d bytes; the cases below assume otherwise", frames, len(log))
@@ -102,7 +107,7 @@ func TestDamagedLog(t *testing.T) {
 				t.Fatalf("err = %v, want ErrDamaged; SQLite finds %d rows of 8", err, rowsIn(t, path))
 			}
 			remedy := fmt.Sprintf("truncate --size=%d %s-wal", tt.at, path)
-			for _, part := range []string{fmt.Sprintf("at byte %d,", tt.at), "backup", remedy} {
+			for _, part := range []string{fmt.Sprintf("at byte %d,", tt.at), "backup", remedy, "truncate --size=0 " + path + "-wal"} {
 				if !strings.Contains(err.Error(), part) {
 					t.Errorf("%q does not say %q", err, part)
 				}
@@ -121,9 +126,13 @@ func TestDamagedLog(t *testing.T) {
 // TestTornLog has the power go during the last transaction: the log ends anywhere in it,
 // and of what is there any sectors may be as they were, which is nothing or an earlier log.
 func TestTornLog(t *testing.T) {
-	good, ends := logged(t, 10)
-	before, _ := logged(t, 10)
+	good, ends := logged(t, 25, 2*pageSize)
+	alike, _ := logged(t, 25, 2*pageSize)
+	small, _ := logged(t, 150, 1) // whose transactions end elsewhere
 	log := good["-wal"]
+	if len(log) > len(alike["-wal"]) || len(log) > len(small["-wal"]) {
+		t.Fatalf("logs of %d, %d and %d bytes", len(log), len(alike["-wal"]), len(small["-wal"]))
+	}
 	seed := rand.Uint64()
 	r := rand.New(rand.NewPCG(seed, 0))
 	accepted := func(torn []byte, what string) {
@@ -136,13 +145,16 @@ func TestTornLog(t *testing.T) {
 		cut := r.IntN(len(log) + 1)
 		accepted(log[:cut], fmt.Sprint("cut off at byte ", cut))
 		cut = max(cut, logHeader) // within one sector: it is the new one or the old
-		accepted(append(bytes.Clone(log[:cut]), before["-wal"][cut:]...), fmt.Sprintf("cut off at byte %d, with an earlier log behind it", cut))
+		accepted(append(bytes.Clone(log[:cut]), alike["-wal"][cut:]...), fmt.Sprintf("cut off at byte %d, with an earlier log behind it", cut))
 	}
-	for i := range 2000 {
+	for i := range 6000 {
 		n := r.IntN(len(ends)-1) + 1
 		torn, old := bytes.Clone(log[:ends[n]]), make([]byte, ends[n])
-		if i%2 == 0 {
-			copy(old, before["-wal"])
+		switch i % 3 {
+		case 0:
+			copy(old, alike["-wal"])
+		case 1:
+			copy(old, small["-wal"])
 		}
 		for at := ends[n-1] &^ 511; at < len(torn); at += 512 {
 			if r.IntN(3) == 0 {
@@ -151,6 +163,28 @@ func TestTornLog(t *testing.T) {
 			}
 		}
 		accepted(torn, fmt.Sprintf("transaction %d torn", n))
+	}
+}
+
+// TestTornAgain has the power go twice: the transaction that is written over the beginning of
+// one that was cut off is cut off as well, and the end of that other is still behind it.
+func TestTornAgain(t *testing.T) {
+	good, ends := logged(t, 5, 2*pageSize)
+	last := ends[3]
+	torn := good["-wal"]
+	path := folder{"": good[""], "-wal": torn[:last]}.lay(t)
+	db := opened(path)
+	defer db.Close()
+	must(db.Exec("PRAGMA user_version = 7"))
+	log := must(os.ReadFile(path + "-wal"))
+	if len(log) != last+frameSize {
+		t.Fatalf("the log has %d bytes after one frame more, and had %d", len(log), last)
+	}
+	for _, written := range []int{frameHeader, frameHeader + 2048, frameSize} {
+		both := overwrite(torn, last, log[last:last+written])
+		if at, err := brokenIn(bytes.NewReader(both), pageSize); at >= 0 || err != nil {
+			t.Errorf("%d bytes of the frame written: damaged at byte %d, %v", written, at, err)
+		}
 	}
 }
 
