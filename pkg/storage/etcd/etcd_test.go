@@ -8,6 +8,7 @@ import (
 	"crypto/rand"
 	"crypto/x509"
 	"crypto/x509/pkix"
+	"encoding/binary"
 	"encoding/pem"
 	"errors"
 	"fmt"
@@ -724,6 +725,20 @@ func TestDamage(t *testing.T) {
 		t.Fatal("the file has no leaf with values in it")
 		return 0
 	}
+	// The last way in each page of ways, as some are left from earlier, begins with another key.
+	ways := func(text []byte) []byte {
+		out := text
+		for at := 2 * page; at < len(text); at += page {
+			if n := int(binary.LittleEndian.Uint16(text[at+10:])); text[at+8] == 1 && n > 1 {
+				last := at + 16*n
+				out = overwrite(out, last+int(binary.LittleEndian.Uint32(text[last:])), []byte{0xff})
+			}
+		}
+		if bytes.Equal(out, text) {
+			t.Fatal("the file has no page of ways to others")
+		}
+		return out
+	}
 	end := func(text []byte) int { return len(bytes.TrimRight(text, "\x00")) }
 	tests := map[string]struct {
 		file  string
@@ -742,6 +757,7 @@ func TestDamage(t *testing.T) {
 		"the keys of a page": {db, func(b []byte) []byte {
 			return overwrite(b, bytes.Index(b[leaf(b):], []byte(value[:100]))+leaf(b)-200, bytes.Repeat([]byte{0xff}, 150))
 		}, db},
+		"the ways to pages":   {db, ways, db},
 		"a page of zeros":     {db, func(b []byte) []byte { return overwrite(b, leaf(b), make([]byte, page)) }, db},
 		"the file is cut off": {db, func(b []byte) []byte { return b[:leaf(b)] }, db},
 		"the file is empty":   {db, func([]byte) []byte { return nil }, db},

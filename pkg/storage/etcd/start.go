@@ -19,7 +19,7 @@ type running struct {
 
 // start starts etcd. Where etcd would end the process, the reason is an error here.
 func (s *Store) start(ctx context.Context, ec *embed.Config) (*running, error) {
-	if err := sound(s.cfg.Dir); err != nil {
+	if err := sound(ctx, s.cfg.Dir); err != nil {
 		return nil, s.explain(err)
 	}
 	fatal := make(chan error, 1)
