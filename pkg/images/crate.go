@@ -15,9 +15,8 @@ import (
 
 	imagesapi "github.com/containerd/containerd/api/services/images/v1"
 	"github.com/containerd/containerd/v2/core/images"
+	"github.com/containerd/errdefs"
 	"github.com/containerd/platforms"
-	"google.golang.org/grpc/codes"
-	"google.golang.org/grpc/status"
 
 	"github.com/podo-dev/podo/pkg/atomicfile"
 	"github.com/podo-dev/podo/pkg/datadir"
@@ -275,16 +274,13 @@ func (c *crate) take(ctx context.Context, s source, have map[string]*imagesapi.I
 
 // judge says of the engine's error whether the archive is to blame.
 func judge(err error) error {
-	st, ok := status.FromError(err)
 	switch {
-	case !ok:
-		return err
-	case strings.Contains(st.Message(), images.ErrEmptyWalk.Error()):
+	case strings.Contains(err.Error(), images.ErrEmptyWalk.Error()):
 		return bad("it has no image for this machine, which is %s; save one of that platform", platforms.DefaultString())
-	case slices.Contains([]codes.Code{codes.NotFound, codes.InvalidArgument, codes.FailedPrecondition}, st.Code()):
-		return bad("the container engine cannot use it: %s", st.Message())
+	case errdefs.IsInvalidArgument(err), errdefs.IsFailedPrecondition(err):
+		return bad("the container engine cannot use it: %v", err)
 	}
-	return errors.New(st.Message())
+	return err
 }
 
 // namesOf are those of the images that came from an archive.

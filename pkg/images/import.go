@@ -240,19 +240,19 @@ func (e engine) named(ctx context.Context, id string) ([]string, error) {
 	if err != nil {
 		return nil, err
 	}
-	var names []string
+	var names, useless []string
 	for _, said := range namesOf(id, all) {
 		full, err := fullName(said)
 		switch {
-		case err == nil && strings.HasPrefix(full, nameless):
-			err = agree(ctx, e.conn, func(has []*runtimeapi.Image) bool { return shown(has, full, false) })
-			if err == nil {
-				err = remove(ctx, e.conn, full) // with all of the image, unless others name it
-			}
-		case err == nil && full != said:
+		case err != nil:
+			useless = append(useless, fmt.Sprintf(", %q is none", said))
+			err = e.rename(ctx, said, "")
+		case strings.HasPrefix(full, nameless):
+			err = e.forget(ctx, full)
+		case full != said:
 			err = e.rename(ctx, said, full)
 			fallthrough
-		case err == nil:
+		default:
 			names = append(names, full)
 		}
 		if err != nil {
@@ -260,15 +260,15 @@ func (e engine) named(ctx context.Context, id string) ([]string, error) {
 		}
 	}
 	if len(names) == 0 {
-		return nil, bad("its images have no names; save them by name, such as example.org/app:1, not by ID or by a tag alone")
+		return nil, bad("its images have no names that one could ask for them by%s; save them by name, such as example.org/app:1, not by ID or by a tag alone", strings.Join(useless, ""))
 	}
 	slices.Sort(names)
 	return slices.Compact(names), nil
 }
 
-// rename gives an image of the engine's store another name, once the part of the engine
-// that the kubelet asks has made the image its own: a name that is removed earlier it may
-// put back.
+// rename gives an image of the engine's store another name, or takes it its name if there is
+// none: garbage to the kubelet. Before, the part of the engine that the kubelet asks has to
+// have made the image its own: a name that is removed earlier it may put back.
 func (e engine) rename(ctx context.Context, from, to string) error {
 	const patience = 20 * time.Second
 	client := imagesapi.NewImagesClient(e.conn)
@@ -280,14 +280,39 @@ func (e engine) rename(ctx context.Context, from, to string) error {
 		if _, ok := res.Image.Labels[managedLabel]; !ok {
 			continue
 		}
-		res.Image.Name = to
-		if err := put(ctx, client, res.Image); err != nil {
-			return err
+		if to != "" {
+			res.Image.Name = to
+			if err := put(ctx, client, res.Image); err != nil {
+				return err
+			}
 		}
 		_, err = client.Delete(ctx, &imagesapi.DeleteImageRequest{Name: from})
 		return err
 	}
 	return fmt.Errorf("the container engine has it, but after %s does not show it to the kubelet", patience)
+}
+
+// forget takes an image a name that nobody asks for it by, and all of it if it has no other.
+func (e engine) forget(ctx context.Context, name string) error {
+	has := func(want bool) func([]*runtimeapi.Image) bool {
+		return func(list []*runtimeapi.Image) bool { return shown(list, name, false) == want }
+	}
+	if err := agree(ctx, e.conn, has(true)); err != nil {
+		return err
+	}
+	client := runtimeapi.NewImageServiceClient(e.conn)
+	st, err := client.ImageStatus(ctx, &runtimeapi.ImageStatusRequest{Image: &runtimeapi.ImageSpec{Image: name}})
+	if err != nil || st.Image == nil {
+		return err
+	}
+	if _, err := imagesapi.NewImagesClient(e.conn).Delete(ctx, &imagesapi.DeleteImageRequest{Name: name}); err != nil {
+		return err
+	}
+	if err := agree(ctx, e.conn, has(false)); err != nil || len(st.Image.RepoTags)+len(st.Image.RepoDigests) > 1 {
+		return err
+	}
+	_, err = client.RemoveImage(ctx, &runtimeapi.RemoveImageRequest{Image: &runtimeapi.ImageSpec{Image: st.Image.Id}})
+	return err
 }
 
 // put makes an image in the engine's store, or changes the one of its name.

@@ -6,6 +6,7 @@ import (
 	"log"
 	"net/http/httptest"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
 	"testing"
@@ -92,7 +93,7 @@ spec:
 func (s *scene) takesNames(dir string) {
 	s.Helper()
 	file := filepath.Join(dir, "said.tar")
-	for said, names := range map[string]bool{"short:1": true, "latest": false, "": false} {
+	for said, names := range map[string]bool{"short:1": true, "latest": false, "": false, "example.org/App:1": false} {
 		notes := map[string]string{"org.opencontainers.image.ref.name": said}
 		if said == "" {
 			notes = nil
@@ -118,6 +119,12 @@ spec:
 		s.kubectl("delete", "pod", "short", "--now")
 		must(s.T, "images", "remove", "short:1")
 	}
+	elsewhere, err := mutate.ConfigFile(labelled(s.T, "elsewhere"), &v1.ConfigFile{Architecture: "s390x", OS: "linux"})
+	if err != nil {
+		s.Fatal(err)
+	}
+	write(s.T, file, string(ociNoted(s.T, elsewhere, map[string]string{"org.opencontainers.image.ref.name": "example.org/short:1"})))
+	denied(s.T, 1, []string{"images", "import", file}, file, "no image for this machine", "linux/"+runtime.GOARCH)
 	if out := must(s.T, "images", "list"); strings.Contains(out, "nameless") || strings.Contains(out, "short") {
 		s.Errorf("left:\n%s", out)
 	}
