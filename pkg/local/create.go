@@ -218,7 +218,7 @@ func (s Site) up(ctx context.Context, c Cluster, wait time.Duration) error {
 // turned on.
 func (s Site) settle(ctx context.Context, c Cluster, list []Node, woken map[string]time.Time, wait time.Duration) error {
 	if wait == 0 || c.Shared["flannel-backend"] == "none" {
-		return s.await(ctx, c, list, "known to the API", patience, func(*corev1.Node) bool { return true })
+		return s.await(ctx, c, list, "known to the API", max(wait, patience), func(*corev1.Node) bool { return true })
 	}
 	what := "all nodes are"
 	if len(list) < len(c.Nodes) {
