@@ -331,7 +331,7 @@ func (s *supervisor) kubelets() *rest.Config {
 	caller := s.plan.Paths.ServerLeaf("kube-apiserver-kubelet")
 	return &rest.Config{
 		TLSClientConfig: rest.TLSClientConfig{CAFile: s.plan.Paths.CA(pki.KubeletCA).Cert, CertFile: caller.Cert, KeyFile: caller.Key},
-		Dial:            s.hub.Dial,
+		Dial:            s.hub.DialBy(s.named),
 	}
 }
 
@@ -361,29 +361,37 @@ func (s *supervisor) servers(ctx context.Context) ([]string, error) {
 	return join.Addresses(list.Items), nil
 }
 
-// owner says which node a name or an address is of. Nothing keeps two nodes behind two
-// routers from having the same address; one that several claim is nobody's, and is
-// dialled.
+// named is the node of a name. Only who means a node asks for it: a node may be called like
+// anything that API servers connect to.
+func (s *supervisor) named(name string) (tunnel.Place, bool) {
+	_, lister, err := s.api()
+	if err != nil {
+		return tunnel.Place{}, false
+	}
+	n, err := lister.Get(name)
+	if err != nil {
+		return tunnel.Place{}, false
+	}
+	return s.place(n), true
+}
+
+// owner says which node an address is of: one that has it itself, before one that says so of
+// a pod. Nothing keeps two nodes behind two routers from having the same address; one that
+// several claim is nobody's, and is dialled.
 func (s *supervisor) owner(host string) (tunnel.Place, bool) {
 	_, lister, err := s.api()
 	if err != nil {
 		return tunnel.Place{}, false
 	}
-	if n, err := lister.Get(host); err == nil {
-		return s.place(n), true
-	}
 	ip, err := netip.ParseAddr(host)
 	if err != nil {
 		return tunnel.Place{}, false
-	}
-	if node := s.home(host); node != "" {
-		return tunnel.Place{Node: node, Pod: true}, node != s.plan.NodeName
 	}
 	all, err := lister.List(labels.Everything())
 	if err != nil {
 		return tunnel.Place{}, false
 	}
-	var found []tunnel.Place
+	var found, ranges []tunnel.Place
 	for _, n := range all {
 		p := s.place(n)
 		switch {
@@ -392,8 +400,14 @@ func (s *supervisor) owner(host string) (tunnel.Place, bool) {
 		case slices.ContainsFunc(n.Spec.PodCIDRs, func(c string) bool { return contains(c, ip) }):
 			p.Pod = true
 			p.Addr = "" // a pod is not dialled at its node's address
-			found = append(found, p)
+			ranges = append(ranges, p)
 		}
+	}
+	if len(found) == 0 {
+		if node := s.home(host); node != "" {
+			return tunnel.Place{Node: node, Pod: true}, node != s.plan.NodeName
+		}
+		found = ranges
 	}
 	if len(found) != 1 || found[0].Node == s.plan.NodeName {
 		return tunnel.Place{}, false

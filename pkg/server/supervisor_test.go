@@ -19,7 +19,7 @@ import (
 // with one that does not.
 func TestOwner(t *testing.T) {
 	nodes, pods := cache.NewIndexer(cache.MetaNamespaceKeyFunc, nil), cache.NewIndexer(cache.MetaNamespaceKeyFunc, cache.Indexers{byAddress: addressesOf})
-	for name, n := range map[string]struct{ ip, cidr string }{"here": {"10.0.0.1", "10.42.0.0/24"}, "one": {"10.0.0.2", "10.42.1.0/24"}, "two": {"10.0.0.3", "10.42.2.0/24"}} {
+	for name, n := range map[string]struct{ ip, cidr string }{"here": {"10.0.0.1", "10.42.0.0/24"}, "one": {"10.0.0.2", "10.42.1.0/24"}, "two": {"10.0.0.3", "10.42.2.0/24"}, "10.0.0.2": {"10.0.0.9", "10.42.3.0/24"}} {
 		nodes.Add(&corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: name}, Spec: corev1.NodeSpec{PodCIDRs: []string{n.cidr}},
 			Status: corev1.NodeStatus{Addresses: []corev1.NodeAddress{{Type: corev1.NodeInternalIP, Address: n.ip}}}})
 	}
@@ -32,6 +32,8 @@ func TestOwner(t *testing.T) {
 		"own":      {node: "here", ip: "10.42.2.7"},
 		"on host":  {node: "one", ip: "10.0.0.3", host: true},
 		"ended":    {node: "two", ip: "10.42.1.8", phase: corev1.PodSucceeded},
+		"claims":   {node: "impostor", ip: "10.0.0.3"},
+		"outside":  {node: "impostor", ip: "10.0.0.4"},
 		"twice a":  {node: "one", ip: "10.42.2.9"},
 		"twice b":  {node: "two", ip: "10.42.2.9"},
 	} {
@@ -55,9 +57,11 @@ func TestOwner(t *testing.T) {
 		pod  bool
 		why  string
 	}{
-		{"two", false, "two", false, "a name"},
+		{"two", false, "", false, "a name"},
+		{"10.0.0.2", false, "one", false, "a node's address, though another is called so"},
+		{"10.0.0.4", true, "impostor", true, "a pod's alone"},
 		{"10.0.0.3", false, "two", false, "a node's address"},
-		{"10.0.0.3", true, "two", false, "a node's address, though a pod on another has it"},
+		{"10.0.0.3", true, "two", false, "a node's address, though pods on others have it"},
 		{"10.42.1.7", false, "one", true, "by the ranges"},
 		{"10.42.1.7", true, "two", true, "by the pod"},
 		{"10.42.1.8", true, "one", true, "the pod has ended"},
@@ -74,5 +78,11 @@ func TestOwner(t *testing.T) {
 		if known != (tt.node != "") || known && (p.Node != tt.node || p.Pod != tt.pod) {
 			t.Errorf("%s (%s): %+v, %v; want node %q, pod %v", tt.host, tt.why, p, known, tt.node, tt.pod)
 		}
+	}
+	if p, known := s.named("two"); !known || p.Node != "two" || p.Addr != "10.0.0.3" {
+		t.Errorf("two by its name: %+v, %v", p, known)
+	}
+	if p, known := s.named("nobody"); known {
+		t.Errorf("no node of that name: %+v", p)
 	}
 }

@@ -28,7 +28,7 @@ const maxTunnels = 4
 // directly is how long we try to dial a node that has no tunnel but ought to.
 const directly = 3 * time.Second
 
-// An Owner says which node an address or host name belongs to. It must know from
+// An Owner says which node an address or name belongs to. It must know from
 // the cluster's records, not from the nodes themselves, and is asked at each dial.
 type Owner func(host string) (Place, bool)
 
@@ -162,6 +162,17 @@ func (h *Hub) close() {
 // Dial connects to addr, through a node's tunnel where the mode says so. A node
 // without a tunnel is dialled, but not for long. The connection has CloseWrite.
 func (h *Hub) Dial(ctx context.Context, network, addr string) (net.Conn, error) {
+	return h.dial(ctx, network, addr, h.owner)
+}
+
+// DialBy is Dial for who knows better whose an address or name is than the hub's Owner.
+func (h *Hub) DialBy(owner Owner) func(ctx context.Context, network, addr string) (net.Conn, error) {
+	return func(ctx context.Context, network, addr string) (net.Conn, error) {
+		return h.dial(ctx, network, addr, owner)
+	}
+}
+
+func (h *Hub) dial(ctx context.Context, network, addr string, owner Owner) (net.Conn, error) {
 	host, port, err := net.SplitHostPort(addr)
 	if err != nil {
 		return nil, err
@@ -172,8 +183,8 @@ func (h *Hub) Dial(ctx context.Context, network, addr string) (net.Conn, error) 
 		place  Place
 	)
 	near := addr
-	if h.owner != nil {
-		if p, known := h.owner(host); known {
+	if owner != nil {
+		if p, known := owner(host); known {
 			place, target = p, h.mode.target(p, addr, port)
 			if p.Addr != "" {
 				near = net.JoinHostPort(p.Addr, port)
