@@ -123,6 +123,47 @@ func TestRotationWhilePodoIsAway(t *testing.T) {
 	two.holds(t, now)
 }
 
+// TestRotationBehindTheOthers: what is replaced on a server that was away, while the others
+// went on, is no older than what they have.
+func TestRotationBehindTheOthers(t *testing.T) {
+	db := externaltest.Start(t, "etcd")
+	one, two := newcomer(t, db, "one", "leaked"), newcomer(t, db, "two", "leaked")
+	end := one.run(t)
+	two.run(t)
+	first, err := kept(two.plan.Paths)
+	if err != nil {
+		t.Fatal(err)
+	}
+	one.holds(t, first)
+	end()
+	for _, agents := range []string{"a", "b", "c"} {
+		two.rotate(t, two.plan.Paths.AgentToken(), token.Agent, config.Secret(agents))
+		awaitAgreed(t, two, agents)
+	}
+	one.rotate(t, one.plan.Paths.Token(), token.Server, "second")
+	one.plan.Certificates.Token = ""
+	one.run(t)
+	both := tokens{Server: "second", Agent: "c"}
+	one.holds(t, both)
+	two.holds(t, both)
+	time.Sleep(2 * time.Second) // for one to think otherwise
+	one.holds(t, both)
+	awaitBundle(t, one, "second")
+}
+
+// awaitAgreed waits until a server has agreed with the datastore upon an agents' token.
+func awaitAgreed(t *testing.T, s *keyring, agents string) {
+	t.Helper()
+	for deadline := time.Now().Add(20 * time.Second); ; time.Sleep(20 * time.Millisecond) {
+		if base, err := agreed(s.plan.Paths); err == nil && base.Agent == agents {
+			return
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("the agents' token %s is not agreed upon", agents)
+		}
+	}
+}
+
 // TestRotationOutlivesABackup: a datastore that was put back from before a rotation
 // does not bring the old token back.
 func TestRotationOutlivesABackup(t *testing.T) {
