@@ -65,7 +65,7 @@ func (s *server) peer(w http.ResponseWriter, r *http.Request) {
 		}
 		var q PeerRequest
 		if err := json.Unmarshal(text, &q); err != nil {
-			return nil, refuse(BadRequest, "request: %v", err)
+			return nil, refuse(BadRequest, "request: %s", clip(err.Error()))
 		}
 		if no := nameable(q.Name); no != nil {
 			return nil, no
