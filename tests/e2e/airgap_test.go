@@ -99,12 +99,12 @@ func ociArchive(t *testing.T, called string, img v1.Image) []byte {
 }
 
 // ociNoted is an image in OCI's layout with these annotations.
-func ociNoted(t *testing.T, img v1.Image, notes map[string]string) []byte {
+func ociNoted(t *testing.T, img v1.Image, notes map[string]string, more ...layout.Option) []byte {
 	t.Helper()
 	dir := t.TempDir()
 	path, err := layout.Write(dir, empty.Index)
 	if err == nil {
-		err = path.AppendImage(img, layout.WithAnnotations(notes))
+		err = path.AppendImage(img, append(more, layout.WithAnnotations(notes))...)
 	}
 	return packed(t, dir, err)
 }
