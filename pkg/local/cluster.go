@@ -88,7 +88,8 @@ type Port struct {
 // Settings are podo's own, by name.
 type Settings map[string]any
 
-// UnmarshalJSON gives lists and mappings the types that they were made with.
+// UnmarshalJSON gives lists and mappings the types that they were made with. A null is
+// what earlier versions wrote for a list without values.
 func (s *Settings) UnmarshalJSON(text []byte) error {
 	*s = Settings{}
 	var all map[string]json.RawMessage
@@ -100,9 +101,11 @@ func (s *Settings) UnmarshalJSON(text []byte) error {
 		var pairs map[string]string
 		var one any
 		switch {
-		case json.Unmarshal(value, &list) == nil && list != nil:
+		case string(value) == "null":
+			(*s)[name] = []string{}
+		case json.Unmarshal(value, &list) == nil:
 			(*s)[name] = list
-		case json.Unmarshal(value, &pairs) == nil && pairs != nil:
+		case json.Unmarshal(value, &pairs) == nil:
 			(*s)[name] = pairs
 		default:
 			if err := json.Unmarshal(value, &one); err != nil {
@@ -114,9 +117,13 @@ func (s *Settings) UnmarshalJSON(text []byte) error {
 	return nil
 }
 
-// add adds values to a list.
+// add adds values to a list. Without any the list is there, if empty: a nil one would be
+// null in JSON, which is no list.
 func (s Settings) add(name string, values ...string) {
 	list, _ := s[name].([]string)
+	if list == nil {
+		list = []string{}
+	}
 	s[name] = append(list, values...)
 }
 
