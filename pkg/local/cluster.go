@@ -194,12 +194,15 @@ func unfinished(cluster string) error {
 	return fmt.Errorf("cluster %s was never finished; remove it with: podo cluster delete --name %[1]s", cluster)
 }
 
-func (s Site) save(c Cluster) error {
+func (s Site) save(c Cluster) error { return c.write(s.dir(c.Name)) }
+
+// write notes down in a folder what was decided about a cluster.
+func (c Cluster) write(dir string) error {
 	text, err := json.MarshalIndent(c, "", "  ")
 	if err != nil {
 		return err
 	}
-	return atomicfile.Write(s.file(c.Name, "cluster.json"), append(text, '\n'), 0o600)
+	return atomicfile.Write(filepath.Join(dir, "cluster.json"), append(text, '\n'), 0o600)
 }
 
 // find returns a node by name.
