@@ -238,7 +238,7 @@ func clusterDelete() *cli.Command {
 		for _, name := range names {
 			err := s.Delete(c.Context, name)
 			switch {
-			case errors.Is(err, fs.ErrNotExist):
+			case errors.Is(err, local.ErrNoCluster):
 				fmt.Fprintf(c.App.ErrWriter, "There is no cluster %q.\n", name)
 			case err == nil:
 				fmt.Fprintf(c.App.ErrWriter, "Deleted cluster %q.\n", name)
