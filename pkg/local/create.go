@@ -129,6 +129,9 @@ func (s Site) begin(ctx context.Context, name string, f File, o Options) (Cluste
 // nobody finds it in part, and nobody can have its lock: who deletes a cluster has that and
 // waits for the one of all.
 func (s Site) found(ctx context.Context, c Cluster) (release func(), err error) {
+	if err := os.MkdirAll(s.Dir, 0o700); err != nil { // it went with the last cluster, if that was removed just now
+		return nil, err
+	}
 	dir, err := os.MkdirTemp(s.Dir, ".new-")
 	if err != nil {
 		return nil, err

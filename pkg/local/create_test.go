@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"os"
+	"path/filepath"
 	"testing"
 )
 
@@ -48,7 +49,7 @@ func TestFinish(t *testing.T) {
 // TestFound: a cluster is locked from when it has its name. One that cannot be written down
 // leaves nothing.
 func TestFound(t *testing.T) {
-	s := Site{Dir: t.TempDir()}
+	s := Site{Dir: filepath.Join(t.TempDir(), "clusters")}
 	if _, err := s.found(t.Context(), Cluster{Name: "c", Shared: Settings{"odd": func() {}}}); err == nil {
 		t.Error("what is no JSON is written down")
 	}
