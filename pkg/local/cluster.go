@@ -44,8 +44,8 @@ type Cluster struct {
 	Ranges []netip.Prefix `json:"ranges"` // of the nodes' addresses, one per IP family
 	API    netip.AddrPort `json:"api"`    // where the host listens for it
 	Nodes  []Node         `json:"nodes"`
-	Gone   []string       `json:"gone,omitempty"`   // nodes that were removed: a cluster gives their names to no other machine
-	Search []string       `json:"search,omitempty"` // domains of the nodes' resolver
+	Gone   []string       `json:"gone,omitempty"`  // nodes that were removed: a cluster gives their names to no other machine
+	Search []string       `json:"search,omitzero"` // domains of the nodes' resolver; the host's if nil, none if empty
 
 	// Shared are the settings of all servers, Common those of all nodes.
 	Shared Settings `json:"shared"`
