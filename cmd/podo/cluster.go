@@ -193,7 +193,8 @@ func clusterCreate() *cli.Command {
 	})
 }
 
-// mergeCluster puts a cluster into the kubeconfig of whoever asks for it.
+// mergeCluster puts a cluster into the kubeconfig of whoever asks for it. That comes last:
+// nothing would take it out again if something after it failed.
 func mergeCluster(c *cli.Context, s local.Site, made local.Cluster) error {
 	admin, err := s.Kubeconfig(made)
 	if err != nil {
@@ -203,14 +204,13 @@ func mergeCluster(c *cli.Context, s local.Site, made local.Cluster) error {
 	if err != nil {
 		return err
 	}
-	_, statErr := os.Stat(filepath.Dir(p.file))
-	if err := kubeconfig.Merge(p.file, admin, atomicfile.Owner(p.uid), atomicfile.Group(p.gid)); err != nil {
-		return err
+	dir := filepath.Dir(p.file)
+	if _, err := os.Stat(dir); errors.Is(err, fs.ErrNotExist) && p.uid >= 0 {
+		if err := errors.Join(atomicfile.EnsureDir(dir, 0o755), os.Chown(dir, p.uid, p.gid)); err != nil {
+			return fmt.Errorf("kubeconfig: %w", err)
+		}
 	}
-	if errors.Is(statErr, fs.ErrNotExist) && p.uid >= 0 {
-		return os.Chown(filepath.Dir(p.file), p.uid, p.gid)
-	}
-	return nil
+	return kubeconfig.Merge(p.file, admin, atomicfile.Owner(p.uid), atomicfile.Group(p.gid))
 }
 
 func clusterDelete() *cli.Command {
@@ -238,7 +238,7 @@ func clusterDelete() *cli.Command {
 		for _, name := range names {
 			err := s.Delete(c.Context, name)
 			switch {
-			case errors.Is(err, fs.ErrNotExist):
+			case errors.Is(err, local.ErrNoCluster):
 				fmt.Fprintf(c.App.ErrWriter, "There is no cluster %q.\n", name)
 			case err == nil:
 				fmt.Fprintf(c.App.ErrWriter, "Deleted cluster %q.\n", name)

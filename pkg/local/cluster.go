@@ -44,8 +44,8 @@ type Cluster struct {
 	Ranges []netip.Prefix `json:"ranges"` // of the nodes' addresses, one per IP family
 	API    netip.AddrPort `json:"api"`    // where the host listens for it
 	Nodes  []Node         `json:"nodes"`
-	Gone   []string       `json:"gone,omitempty"`   // nodes that were removed: a cluster gives their names to no other machine
-	Search []string       `json:"search,omitempty"` // domains of the nodes' resolver
+	Gone   []string       `json:"gone,omitempty"`  // nodes that were removed: a cluster gives their names to no other machine
+	Search []string       `json:"search,omitzero"` // domains of the nodes' resolver; the host's if nil, none if empty
 
 	// Shared are the settings of all servers, Common those of all nodes.
 	Shared Settings `json:"shared"`
@@ -88,7 +88,8 @@ type Port struct {
 // Settings are podo's own, by name.
 type Settings map[string]any
 
-// UnmarshalJSON gives lists and mappings the types that they were made with.
+// UnmarshalJSON gives lists and mappings the types that they were made with. A null is
+// what earlier versions wrote for a list without values.
 func (s *Settings) UnmarshalJSON(text []byte) error {
 	*s = Settings{}
 	var all map[string]json.RawMessage
@@ -100,9 +101,11 @@ func (s *Settings) UnmarshalJSON(text []byte) error {
 		var pairs map[string]string
 		var one any
 		switch {
-		case json.Unmarshal(value, &list) == nil && list != nil:
+		case string(value) == "null":
+			(*s)[name] = []string{}
+		case json.Unmarshal(value, &list) == nil:
 			(*s)[name] = list
-		case json.Unmarshal(value, &pairs) == nil && pairs != nil:
+		case json.Unmarshal(value, &pairs) == nil:
 			(*s)[name] = pairs
 		default:
 			if err := json.Unmarshal(value, &one); err != nil {
@@ -114,9 +117,13 @@ func (s *Settings) UnmarshalJSON(text []byte) error {
 	return nil
 }
 
-// add adds values to a list.
+// add adds values to a list. Without any the list is there, if empty: a nil one would be
+// null in JSON, which is no list.
 func (s Settings) add(name string, values ...string) {
 	list, _ := s[name].([]string)
+	if list == nil {
+		list = []string{}
+	}
 	s[name] = append(list, values...)
 }
 
@@ -187,12 +194,15 @@ func unfinished(cluster string) error {
 	return fmt.Errorf("cluster %s was never finished; remove it with: podo cluster delete --name %[1]s", cluster)
 }
 
-func (s Site) save(c Cluster) error {
+func (s Site) save(c Cluster) error { return c.write(s.dir(c.Name)) }
+
+// write notes down in a folder what was decided about a cluster.
+func (c Cluster) write(dir string) error {
 	text, err := json.MarshalIndent(c, "", "  ")
 	if err != nil {
 		return err
 	}
-	return atomicfile.Write(s.file(c.Name, "cluster.json"), append(text, '\n'), 0o600)
+	return atomicfile.Write(filepath.Join(dir, "cluster.json"), append(text, '\n'), 0o600)
 }
 
 // find returns a node by name.

@@ -27,7 +27,7 @@ type Options struct {
 	Registry     bool // give the cluster a registry of images
 	RegistryPort int  // of the host's loopback; one that is free if zero
 
-	Then func(Cluster) error // what belongs to a cluster that runs; if that fails, so has all of it
+	Then func(Cluster) error // what belongs to a cluster that runs; if that fails, having done nothing, so has all of it
 }
 
 // ErrInterrupted means that somebody did not want to wait.
@@ -44,13 +44,7 @@ func (s Site) Create(ctx context.Context, name string, f File, o Options) (Clust
 	}
 	defer release()
 	absent := c.absent()
-	err = s.make(ctx, c, o.Wait)
-	if err == nil && o.Then != nil {
-		err = o.Then(c)
-	}
-	if ctx.Err() != nil {
-		err = ErrInterrupted
-	}
+	err = o.finish(ctx, c, s.make(ctx, c, o.Wait))
 	if err == nil || o.Retain {
 		return c, err
 	}
@@ -61,6 +55,18 @@ func (s Site) Create(ctx context.Context, name string, f File, o Options) (Clust
 	}
 	done(gone)
 	return c, errors.Join(err, gone)
+}
+
+// finish does what belongs to a cluster that was made. Once that is done it is too late to
+// interrupt: nothing takes it back.
+func (o Options) finish(ctx context.Context, c Cluster, made error) error {
+	if ctx.Err() != nil {
+		return ErrInterrupted
+	}
+	if made != nil || o.Then == nil {
+		return made
+	}
+	return o.Then(c)
 }
 
 // absent are the folders that extraMounts lead to and that are not there yet, each before
@@ -109,18 +115,41 @@ func (s Site) begin(ctx context.Context, name string, f File, o Options) (Cluste
 	if err == nil {
 		err = roomy(s.Dir)
 	}
+	var release func()
+	if err == nil {
+		release, err = s.found(ctx, c)
+	}
 	if err != nil {
 		_ = os.Remove(s.Dir) // which is empty if this is the first
-		return c, nil, err
 	}
-	if err := os.MkdirAll(filepath.Join(s.dir(name), "nodes"), 0o700); err != nil {
-		return c, nil, err
+	return c, release, err
+}
+
+// found makes the folder of a cluster and locks it. It is given its name last, so that
+// nobody finds it in part, and nobody can have its lock: who deletes a cluster has that and
+// waits for the one of all.
+func (s Site) found(ctx context.Context, c Cluster) (release func(), err error) {
+	if err := os.MkdirAll(s.Dir, 0o700); err != nil { // it went with the last cluster, if that was removed just now
+		return nil, err
 	}
-	release, err := hold(ctx, s.dir(name))
+	dir, err := os.MkdirTemp(s.Dir, ".new-")
 	if err != nil {
-		return c, nil, err
+		return nil, err
 	}
-	return c, release, s.save(c)
+	release, err = hold(ctx, dir)
+	if err == nil {
+		err = errors.Join(os.Mkdir(filepath.Join(dir, "nodes"), 0o700), c.write(dir))
+		if err == nil {
+			err = os.Rename(dir, s.dir(c.Name))
+		}
+		if err != nil {
+			release()
+		}
+	}
+	if err != nil {
+		return nil, errors.Join(err, os.RemoveAll(dir))
+	}
+	return release, nil
 }
 
 // roomy says why nodes would take no pods on a disk. What a node asks for in its data

@@ -1,6 +1,7 @@
 package local
 
 import (
+	"encoding/json"
 	"errors"
 	"fmt"
 	"net"
@@ -366,6 +367,28 @@ func TestSettingsAreKept(t *testing.T) {
 	kept, err := s.Load("c")
 	if err != nil || !reflect.DeepEqual(kept, c) {
 		t.Errorf("got %#v, %v; want %#v", kept, err, c)
+	}
+}
+
+// TestListsStayLists: a list that a patch asks for, and has no values for, is one on nodes
+// that are added later, also to clusters whose file has null for it.
+func TestListsStayLists(t *testing.T) {
+	c, err := settled(t, File{KubeadmPatches: []string{"kind: ClusterConfiguration\netcd: {local: {extraArgs: {listen-metrics-urls: 'http://0.0.0.0:2381'}}}\n"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	text, err := json.Marshal(c.Shared)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, text := range []string{string(text), `{"etcd-arg": null}`} {
+		var kept Settings
+		if err := json.Unmarshal([]byte(text), &kept); err != nil || !reflect.DeepEqual(kept["etcd-arg"], []string{}) {
+			t.Errorf("of %s: etcd-arg is %#v, %v", text, kept["etcd-arg"], err)
+		}
+	}
+	if !strings.Contains(string(text), `"etcd-arg":[]`) {
+		t.Errorf("no list: %s", text)
 	}
 }
 

@@ -216,7 +216,7 @@ func (s Site) introduce(c Cluster, n Node) error {
 			hosts += a.String() + " " + other.Name + "\n"
 		}
 	}
-	resolver, err := resolver(c.Search)
+	resolver, err := resolver(c.Search, "/etc/resolv.conf", "/run/systemd/resolve/resolv.conf", "/run/NetworkManager/no-stub-resolv.conf")
 	if err != nil {
 		return err
 	}
@@ -229,10 +229,11 @@ func (s Site) introduce(c Cluster, n Node) error {
 }
 
 // resolver is the host's, without servers on loopback, which would mean the node's own.
-// Forwarders there keep those that they ask in a file of their own.
-func resolver(search []string) (string, error) {
+// Forwarders there keep those that they ask in a file of their own: the first that names any
+// counts. A list of domains to search takes the place of the host's, also an empty one.
+func resolver(search []string, files ...string) (string, error) {
 	var out, own string
-	for _, file := range []string{"/etc/resolv.conf", "/run/systemd/resolve/resolv.conf", "/run/NetworkManager/no-stub-resolv.conf"} {
+	for _, file := range files {
 		text, err := os.ReadFile(file)
 		if err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return "", err
@@ -243,7 +244,7 @@ func resolver(search []string) (string, error) {
 			case len(words) < 2:
 			case words[0] == "nameserver" && !strings.HasPrefix(words[1], "127.") && words[1] != "::1":
 				out += "nameserver " + words[1] + "\n"
-			case words[0] == "options" || words[0] == "search" && len(search) == 0:
+			case words[0] == "options" || words[0] == "search" && search == nil:
 				own += strings.Join(words, " ") + "\n"
 			}
 		}

@@ -122,7 +122,7 @@ func (s Site) Publish(ctx context.Context, name string, changed <-chan os.Signal
 	for _, n := range c.Nodes {
 		for _, p := range n.Ports {
 			open.Add(1)
-			g.Add(passage{p, netip.AddrPortFrom(c.Addr(n), p.Port)})
+			g.Add(passage{p, netip.AddrPortFrom(c.Addr(n), p.Port), log})
 		}
 	}
 	if c.Registry != 0 {
@@ -144,7 +144,8 @@ func (s Site) Publish(ctx context.Context, name string, changed <-chan os.Signal
 // A passage is a port of the host that leads to one of a node.
 type passage struct {
 	Port
-	to netip.AddrPort
+	to  netip.AddrPort
+	log *slog.Logger
 }
 
 func (p passage) Name() string { return fmt.Sprintf("%s/%s", p.Listen, p.Protocol) }
@@ -195,11 +196,14 @@ func (p passage) carry(ctx context.Context, client *net.TCPConn) {
 	both.Wait()
 }
 
-// silence is how long a client of a UDP port may say nothing, and still be answered.
-const silence = time.Minute
+// silence is how long a client of a UDP port is answered nothing until it is forgotten, and
+// crowd how many such a port has at a time: whoever can reach it can feign any number.
+const (
+	silence = time.Minute
+	crowd   = 1024
+)
 
-// datagrams passes datagrams on. Each client has a socket of its own towards the node, so
-// that answers find their way.
+// datagrams passes datagrams on.
 func (p passage) datagrams(ctx context.Context, ready func()) error {
 	l, err := net.ListenUDP("udp", net.UDPAddrFromAddrPort(p.Listen))
 	if err != nil {
@@ -207,10 +211,9 @@ func (p passage) datagrams(ctx context.Context, ready func()) error {
 	}
 	ready()
 	defer context.AfterFunc(ctx, func() { l.Close() })()
-	var mu sync.Mutex
-	clients := map[netip.AddrPort]*net.UDPConn{}
-	var work sync.WaitGroup
-	defer work.Wait()
+	clients := &clients{l: l, to: p.to, log: p.log, nodes: map[netip.AddrPort]*net.UDPConn{}}
+	clients.buffers.New = func() any { return new([64 << 10]byte) }
+	defer clients.work.Wait()
 	text := make([]byte, 64<<10)
 	for {
 		n, from, err := l.ReadFromUDPAddrPort(text)
@@ -220,41 +223,82 @@ func (p passage) datagrams(ctx context.Context, ready func()) error {
 		if err != nil {
 			continue
 		}
-		mu.Lock()
-		node := clients[from]
-		if node == nil {
-			if node, err = net.DialUDP("udp", nil, net.UDPAddrFromAddrPort(p.to)); err != nil {
-				mu.Unlock()
-				continue
-			}
-			clients[from] = node
-			work.Go(func() {
-				defer context.AfterFunc(ctx, func() { node.Close() })()
-				answers(l, node, from)
-				mu.Lock()
-				delete(clients, from)
-				mu.Unlock()
-				node.Close()
-			})
+		if node := clients.node(ctx, from); node != nil {
+			_, _ = node.Write(text[:n])
 		}
-		mu.Unlock()
-		_, _ = node.Write(text[:n])
 	}
 }
 
-// answers passes what a node says back to a client, until it is silent.
-func answers(l, node *net.UDPConn, client netip.AddrPort) {
-	text := make([]byte, 64<<10)
+// clients are those of a UDP port. Each has a socket of its own towards the node, so that
+// answers find their way.
+type clients struct {
+	l       *net.UDPConn
+	to      netip.AddrPort
+	log     *slog.Logger
+	buffers sync.Pool
+	work    sync.WaitGroup
+
+	mu    sync.Mutex
+	nodes map[netip.AddrPort]*net.UDPConn
+	full  bool // it was, and that was told
+}
+
+// node is a client's socket. It is nil if there are too many clients already.
+func (c *clients) node(ctx context.Context, client netip.AddrPort) *net.UDPConn {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if node := c.nodes[client]; node != nil {
+		return node
+	}
+	if len(c.nodes) == crowd {
+		if !c.full {
+			c.log.Warn("a UDP port has too many clients; others get nothing until some are silent", "port", c.l.LocalAddr(), "clients", crowd, "dropped", client)
+		}
+		c.full = true
+		return nil
+	}
+	node, err := net.DialUDP("udp", nil, net.UDPAddrFromAddrPort(c.to))
+	if err != nil {
+		return nil
+	}
+	c.nodes[client] = node
+	c.work.Go(func() {
+		defer context.AfterFunc(ctx, func() { node.Close() })()
+		c.answers(node, client)
+		c.mu.Lock()
+		delete(c.nodes, client)
+		c.mu.Unlock()
+		node.Close()
+	})
+	return node
+}
+
+// answers passes what a node says back to a client, until it is silent. It has a buffer only
+// while there is something to pass: many clients wait, and few are answered at a time.
+func (c *clients) answers(node *net.UDPConn, client netip.AddrPort) {
+	raw, err := node.SyscallConn()
+	if err != nil {
+		return
+	}
 	for {
 		_ = node.SetReadDeadline(time.Now().Add(silence))
-		n, err := node.Read(text)
+		var said error
+		err := raw.Read(func(fd uintptr) bool {
+			text := c.buffers.Get().(*[64 << 10]byte)
+			defer c.buffers.Put(text)
+			var n int
+			if n, said = syscall.Read(int(fd), text[:]); said == nil {
+				_, _ = c.l.WriteToUDPAddrPort(text[:n], client)
+			}
+			return !errors.Is(said, syscall.EAGAIN)
+		})
 		switch {
-		case errors.Is(err, syscall.ECONNREFUSED): // said of an earlier datagram
-			continue
 		case err != nil:
 			return
+		case errors.Is(said, syscall.ECONNREFUSED), errors.Is(said, syscall.EINTR): // the former of an earlier datagram
+		case said != nil:
+			return
 		}
-		_, _ = l.WriteToUDPAddrPort(text[:n], client)
 	}
 }
 

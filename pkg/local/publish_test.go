@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"log/slog"
 	"net"
 	"net/netip"
 	"strings"
@@ -20,7 +21,9 @@ func openPassage(t *testing.T, protocol string, to netip.AddrPort) netip.AddrPor
 	}
 	ctx, end := context.WithCancel(t.Context())
 	ready, done := make(chan struct{}), make(chan error)
-	go func() { done <- passage{Port{Listen: at, Protocol: protocol}, to}.Run(ctx, func() { close(ready) }) }()
+	go func() {
+		done <- passage{Port{Listen: at, Protocol: protocol}, to, slog.New(slog.DiscardHandler)}.Run(ctx, func() { close(ready) })
+	}()
 	select {
 	case <-ready:
 	case err := <-done:
@@ -83,15 +86,16 @@ func TestPassageKeepsHalves(t *testing.T) {
 	t.Cleanup(func() { idle.Close() })
 }
 
-// TestPassageAnswersEachClient: datagrams of two clients are not mixed.
-func TestPassageAnswersEachClient(t *testing.T) {
+// shouting is a node whose UDP port says what it hears in capitals.
+func shouting(t *testing.T) netip.AddrPort {
+	t.Helper()
 	node, err := net.ListenPacket("udp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer node.Close()
+	t.Cleanup(func() { node.Close() })
 	go func() {
-		text := make([]byte, 1500)
+		text := make([]byte, 64<<10)
 		for {
 			n, from, err := node.ReadFrom(text)
 			if err != nil {
@@ -100,23 +104,70 @@ func TestPassageAnswersEachClient(t *testing.T) {
 			_, _ = node.WriteTo([]byte(strings.ToUpper(string(text[:n]))), from)
 		}
 	}()
-	at := openPassage(t, "udp", netip.MustParseAddrPort(node.LocalAddr().String()))
-	for _, words := range []string{"one", "two"} {
+	return netip.MustParseAddrPort(node.LocalAddr().String())
+}
+
+// tell is what a client is answered.
+func tell(c net.Conn, words string, patience time.Duration) (string, error) {
+	if _, err := io.WriteString(c, words); err != nil {
+		return "", err
+	}
+	_ = c.SetReadDeadline(time.Now().Add(patience))
+	text := make([]byte, 64<<10)
+	n, err := c.Read(text)
+	return string(text[:n]), err
+}
+
+// TestPassageAnswersEachClient: datagrams of two clients are not mixed, also large ones.
+func TestPassageAnswersEachClient(t *testing.T) {
+	at := openPassage(t, "udp", shouting(t))
+	for _, words := range []string{"one", "two", strings.Repeat("three", 12000)} {
 		c, err := net.Dial("udp", at.String())
 		if err != nil {
 			t.Fatal(err)
 		}
 		defer c.Close()
 		for i := range 3 {
-			if _, err := fmt.Fprintf(c, "%s %d", words, i); err != nil {
-				t.Fatal(err)
-			}
-			_ = c.SetReadDeadline(time.Now().Add(5 * time.Second))
-			text := make([]byte, 1500)
-			n, err := c.Read(text)
-			if want := strings.ToUpper(fmt.Sprintf("%s %d", words, i)); err != nil || string(text[:n]) != want {
-				t.Errorf("got %q, %v; want %q", text[:n], err, want)
+			said := fmt.Sprintf("%s %d", words, i)
+			if got, err := tell(c, said, 5*time.Second); err != nil || got != strings.ToUpper(said) {
+				t.Errorf("got %.20q, %v; want %.20q", got, err, strings.ToUpper(said))
 			}
 		}
+	}
+}
+
+// TestPassageIsFull: a port has so many clients and no more. Those that it has are answered.
+func TestPassageIsFull(t *testing.T) {
+	at := openPassage(t, "udp", shouting(t))
+	dial := func() net.Conn {
+		t.Helper()
+		c, err := net.Dial("udp", at.String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		return c
+	}
+	first, last := dial(), dial()
+	defer first.Close()
+	defer last.Close()
+	if _, err := tell(first, "first", 5*time.Second); err != nil {
+		t.Fatal(err)
+	}
+	var others []net.Conn // open, so that none has the port of another
+	for range crowd - 1 {
+		c := dial()
+		defer c.Close()
+		others = append(others, c)
+	}
+	for i, c := range others {
+		if _, err := tell(c, "other", 5*time.Second); err != nil {
+			t.Fatalf("client %d: %v", i+2, err)
+		}
+	}
+	if got, err := tell(last, "last", 300*time.Millisecond); err == nil {
+		t.Errorf("one more is answered %q", got)
+	}
+	if _, err := tell(first, "first", 5*time.Second); err != nil {
+		t.Errorf("the first one is forgotten: %v", err)
 	}
 }

@@ -21,6 +21,15 @@ type Registry struct {
 	Endpoints []string `json:"endpoints"`
 }
 
+// folder is what containerd calls the folder of a registry. The one about all is asked if a
+// registry has none of its own.
+func (r Registry) folder() string {
+	if r.Host == "*" {
+		return "_default"
+	}
+	return r.Host
+}
+
 // trust reads what containerd patches say of registries: their mirrors, and the folder in
 // which nodes look for more. Nothing else in them has a meaning here: podo's containerd is
 // configured by podo alone.
@@ -91,7 +100,7 @@ func (s Site) trustRegistries(c Cluster, n Node) error {
 		}
 	}
 	for _, r := range c.mirrors() {
-		dir := filepath.Join(s.on(c.Name, n.Name, paths.New(paths.DefaultData).RegistryHosts()), r.Host)
+		dir := filepath.Join(s.on(c.Name, n.Name, paths.New(paths.DefaultData).RegistryHosts()), r.folder())
 		if err := os.MkdirAll(dir, 0o755); err != nil {
 			return err
 		}

@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"context"
 	"crypto/sha256"
-	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -15,6 +14,7 @@ import (
 	"net/http"
 	"net/netip"
 	"os"
+	"path"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -71,7 +71,8 @@ func openStore(dir string, log *slog.Logger) (*store, error) {
 }
 
 // restore puts manifests again, in the order that they were: an index comes after what it
-// refers to.
+// refers to, unless that was put once more later. So those that are refused are tried again
+// for as long as others are not.
 func (s *store) restore() error {
 	entries, err := os.ReadDir(s.dir)
 	if err != nil {
@@ -90,19 +91,26 @@ func (s *store) restore() error {
 		all = append(all, p)
 	}
 	slices.SortFunc(all, func(a, b put) int { return a.At.Compare(b.At) })
+	for tried := 0; tried != len(all); {
+		tried = len(all)
+		all = slices.DeleteFunc(all, s.again)
+	}
 	for _, p := range all {
-		req, err := http.NewRequest(http.MethodPut, p.Path, bytes.NewReader(p.Body))
-		if err != nil {
-			return err
-		}
-		req.Header.Set("Content-Type", p.Type)
-		answer := &verdict{header: http.Header{}}
-		s.within.ServeHTTP(answer, req)
-		if answer.code != http.StatusCreated {
-			s.log.Warn("manifest is no longer complete", "path", p.Path, "status", answer.code)
-		}
+		s.log.Warn("manifest is no longer complete", "path", p.Path)
 	}
 	return nil
+}
+
+// again puts a manifest that was put before, and reports whether it is one yet.
+func (s *store) again(p put) bool {
+	req, err := http.NewRequest(http.MethodPut, p.Path, bytes.NewReader(p.Body))
+	if err != nil {
+		return false
+	}
+	req.Header.Set("Content-Type", p.Type)
+	answer := &verdict{header: http.Header{}}
+	s.within.ServeHTTP(answer, req)
+	return answer.code == http.StatusCreated
 }
 
 func (s *store) ServeHTTP(w http.ResponseWriter, r *http.Request) {
@@ -126,21 +134,31 @@ func (s *store) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
-// keep has the disk know what the registry now does.
+// keep has the disk know what the registry now does: a manifest by the name that it was put
+// under, and by its digest, under which it stays when that name is given to another.
 func (s *store) keep(r *http.Request, body []byte) error {
-	name := sha256.Sum256([]byte(r.URL.Path))
-	file := filepath.Join(s.dir, hex.EncodeToString(name[:]))
 	if r.Method == http.MethodDelete {
-		if err := os.Remove(file); !errors.Is(err, fs.ErrNotExist) {
+		if err := os.Remove(s.file(r.URL.Path)); !errors.Is(err, fs.ErrNotExist) {
 			return err
 		}
 		return nil
 	}
-	text, err := json.Marshal(put{r.URL.Path, r.Header.Get("Content-Type"), body, time.Now()})
-	if err != nil {
-		return err
+	digest := fmt.Sprintf("%s/sha256:%x", path.Dir(r.URL.Path), sha256.Sum256(body))
+	for _, at := range slices.Compact([]string{digest, r.URL.Path}) {
+		text, err := json.Marshal(put{at, r.Header.Get("Content-Type"), body, time.Now()})
+		if err != nil {
+			return err
+		}
+		if err := atomicfile.Write(s.file(at), text, 0o600); err != nil {
+			return err
+		}
 	}
-	return atomicfile.Write(file, text, 0o600)
+	return nil
+}
+
+// file is where a manifest is kept that was put at a path.
+func (s *store) file(at string) string {
+	return filepath.Join(s.dir, fmt.Sprintf("%x", sha256.Sum256([]byte(at))))
 }
 
 // A verdict is the status that a handler answers with, to somebody or to nobody.

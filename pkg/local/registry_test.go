@@ -100,6 +100,64 @@ func TestUploads(t *testing.T) {
 	}
 }
 
+// A request is answered with a status and a text.
+type request func(method, path, kind, body string) (int, string)
+
+// serving runs a store for as long as do takes.
+func serving(t *testing.T, dir string, do func(request)) {
+	t.Helper()
+	s, err := openStore(dir, slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	server := httptest.NewServer(s)
+	defer server.Close()
+	do(func(method, path, kind, body string) (int, string) {
+		t.Helper()
+		code, _, text := ask(t, method, server.URL+path, "Content-Type", kind, body)
+		return code, text
+	})
+}
+
+// TestRegistryKeepsWhatIndexesNeed: after a restart an index is there, though the tag that
+// its image was pushed by is another's now, or the image was pushed again.
+func TestRegistryKeepsWhatIndexesNeed(t *testing.T) {
+	dir := t.TempDir()
+	const (
+		kind  = "application/vnd.oci.image.manifest.v1+json"
+		index = "application/vnd.oci.image.index.v1+json"
+	)
+	manifest := func(note string) string {
+		return fmt.Sprintf(`{"schemaVersion":2,"mediaType":%q,"annotations":{"note":%q},"layers":[]}`, kind, note)
+	}
+	of := func(kind, manifest string) string {
+		return fmt.Sprintf(`{"schemaVersion":2,"mediaType":%q,"manifests":[{"mediaType":%q,"digest":%q,"size":%d}]}`, index, kind, digestOf(manifest), len(manifest))
+	}
+	one, two, three := manifest("one"), manifest("two"), manifest("three")
+	serving(t, dir, func(request request) {
+		for _, m := range []struct{ tag, kind, text string }{
+			{"dev", kind, one}, {"one", index, of(kind, one)}, {"dev", kind, two}, // one is by its digest alone
+			{"same", kind, three}, {"inner", index, of(kind, three)}, {"outer", index, of(index, of(kind, three))},
+			{"inner", index, of(kind, three)}, {"same", kind, three}, // each after what refers to it
+		} {
+			if code, text := request("PUT", "/v2/team/app/manifests/"+m.tag, m.kind, m.text); code != http.StatusCreated {
+				t.Fatalf("%s: %d %s", m.tag, code, text)
+			}
+		}
+	})
+	for range 2 {
+		serving(t, dir, func(request request) {
+			for tag, want := range map[string]string{
+				"dev": two, "one": of(kind, one), digestOf(one): one, "same": three, "inner": of(kind, three), "outer": of(index, of(kind, three)),
+			} {
+				if code, text := request("GET", "/v2/team/app/manifests/"+tag, "", ""); code != http.StatusOK || text != want {
+					t.Errorf("%s after a restart: %d %q, want %q", tag, code, text, want)
+				}
+			}
+		})
+	}
+}
+
 // TestRegistryKeepsWhatItIsGiven: after a restart an index, and the images that it refers
 // to, are there, and what was deleted is not.
 func TestRegistryKeepsWhatItIsGiven(t *testing.T) {
@@ -114,21 +172,8 @@ func TestRegistryKeepsWhatItIsGiven(t *testing.T) {
 		kind, digestOf(config), len(config), digestOf(blob), len(blob))
 	whole := fmt.Sprintf(`{"schemaVersion":2,"mediaType":%q,"manifests":[{"mediaType":%q,"digest":%q,"size":%d}]}`, index, kind, digestOf(manifest), len(manifest))
 
-	run := func(do func(request func(method, path, kind, body string) (int, string))) {
-		t.Helper()
-		s, err := openStore(dir, slog.New(slog.DiscardHandler))
-		if err != nil {
-			t.Fatal(err)
-		}
-		server := httptest.NewServer(s)
-		defer server.Close()
-		do(func(method, path, kind, body string) (int, string) {
-			t.Helper()
-			code, _, text := ask(t, method, server.URL+path, "Content-Type", kind, body)
-			return code, text
-		})
-	}
-	run(func(request func(string, string, string, string) (int, string)) {
+	run := func(do func(request)) { t.Helper(); serving(t, dir, do) }
+	run(func(request request) {
 		for _, b := range []string{blob, config} {
 			if code, text := request("POST", "/v2/app/blobs/uploads/?digest="+digestOf(b), "application/octet-stream", b); code != http.StatusCreated {
 				t.Fatalf("blob: %d %s", code, text)
@@ -149,7 +194,7 @@ func TestRegistryKeepsWhatItIsGiven(t *testing.T) {
 			t.Fatalf("delete: %d %s", code, text)
 		}
 	})
-	run(func(request func(string, string, string, string) (int, string)) {
+	run(func(request request) {
 		for path, want := range map[string]string{
 			"/v2/app/manifests/v1": whole, "/v2/app/manifests/" + digestOf(manifest): manifest, "/v2/app/blobs/" + digestOf(blob): blob,
 		} {

@@ -18,6 +18,9 @@ import (
 	"github.com/podo-dev/podo/pkg/payload"
 )
 
+// ErrNoCluster means that there is nothing of a cluster, neither files nor nodes.
+var ErrNoCluster = errors.New("there is no such cluster")
+
 // Delete removes a cluster, of whatever is left of it.
 func (s Site) Delete(ctx context.Context, name string) error {
 	if err := checkName(name); err != nil {
@@ -25,11 +28,11 @@ func (s Site) Delete(ctx context.Context, name string) error {
 	}
 	release, err := hold(ctx, s.dir(name))
 	if errors.Is(err, fs.ErrNotExist) {
-		stray, e := s.Strays()
-		if !slices.Contains(stray, name) {
-			return errors.Join(err, e)
+		var stray []string
+		if stray, err = s.Strays(); err == nil && !slices.Contains(stray, name) {
+			err = ErrNoCluster
 		}
-		release, err = func() {}, nil
+		release = func() {}
 	}
 	if err != nil {
 		return err
@@ -91,7 +94,15 @@ func (s Site) remove(ctx context.Context, name string) error {
 	if err := os.RemoveAll(s.dir(name)); err != nil {
 		return err
 	}
+	return s.clear(ctx)
+}
+
+// clear removes what clusters shared, with the last of them.
+func (s Site) clear(ctx context.Context) error {
 	all, err := hold(ctx, s.Dir)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil // whoever removed another at the same time has done it
+	}
 	if err != nil {
 		return err
 	}
@@ -99,7 +110,7 @@ func (s Site) remove(ctx context.Context, name string) error {
 	if names, err := s.Names(); err != nil || len(names) > 0 {
 		return err
 	}
-	return os.RemoveAll(s.Dir) // what they shared, with the last of them
+	return os.RemoveAll(s.Dir)
 }
 
 // down turns all nodes of a cluster off, and closes its ports.

@@ -1,0 +1,49 @@
+package local
+
+import (
+	"errors"
+	"os"
+	"path/filepath"
+	"testing"
+)
+
+// TestDeleteNothing: only a cluster that is not there is taken for one, and not one that
+// something is missing to remove.
+func TestDeleteNothing(t *testing.T) {
+	s := Site{Dir: filepath.Join(t.TempDir(), "clusters"), Exe: "/nowhere/podo"}
+	if err := s.Delete(t.Context(), "test-of-none"); !errors.Is(err, ErrNoCluster) {
+		t.Errorf("got %v, want %v", err, ErrNoCluster)
+	}
+	if err := os.MkdirAll(s.dir("test-of-none"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Delete(t.Context(), "test-of-none"); err == nil || errors.Is(err, ErrNoCluster) {
+		t.Errorf("of one that cannot be removed: %v", err)
+	}
+}
+
+// TestClear: what clusters shared goes with the last of them, also if somebody else has
+// just removed it.
+func TestClear(t *testing.T) {
+	s := Site{Dir: filepath.Join(t.TempDir(), "clusters")}
+	if err := os.MkdirAll(s.dir("c"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.clear(t.Context()); err != nil {
+		t.Error(err)
+	}
+	if _, err := os.Stat(s.dir("c")); err != nil {
+		t.Errorf("a cluster is gone: %v", err)
+	}
+	if err := os.Remove(s.dir("c")); err != nil {
+		t.Fatal(err)
+	}
+	for range 2 {
+		if err := s.clear(t.Context()); err != nil {
+			t.Error(err)
+		}
+		if _, err := os.Stat(s.Dir); !errors.Is(err, os.ErrNotExist) {
+			t.Errorf("left: %v", err)
+		}
+	}
+}
