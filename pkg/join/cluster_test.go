@@ -195,6 +195,11 @@ func (c *cluster) forgive() {
 // raw posts a body as a machine with an identity would, or without one.
 func (c *cluster) raw(body []byte, credential string, id *tls.Certificate) (int, Refusal) {
 	c.t.Helper()
+	return c.rawTo(PathNode, body, credential, id)
+}
+
+func (c *cluster) rawTo(path string, body []byte, credential string, id *tls.Certificate) (int, Refusal) {
+	c.t.Helper()
 	hc := &http.Client{Transport: &http.Transport{ForceAttemptHTTP2: true, TLSClientConfig: &tls.Config{InsecureSkipVerify: true,
 		GetClientCertificate: func(*tls.CertificateRequestInfo) (*tls.Certificate, error) {
 			if id == nil {
@@ -203,7 +208,7 @@ func (c *cluster) raw(body []byte, credential string, id *tls.Certificate) (int,
 			return id, nil
 		}}}}
 	defer hc.CloseIdleConnections()
-	req, err := http.NewRequestWithContext(c.t.Context(), http.MethodPost, c.srv.URL+PathNode, bytes.NewReader(body))
+	req, err := http.NewRequestWithContext(c.t.Context(), http.MethodPost, c.srv.URL+path, bytes.NewReader(body))
 	if err != nil {
 		c.t.Fatal(err)
 	}
@@ -221,6 +226,11 @@ func (c *cluster) raw(body []byte, credential string, id *tls.Certificate) (int,
 	}
 	if len(text) > 1024 && res.StatusCode != http.StatusOK {
 		c.t.Errorf("a refusal of %d bytes", len(text))
+	}
+	for line := range strings.Lines(c.logs.String()) {
+		if len(line) > 1024 {
+			c.t.Errorf("a line of %d letters in the log", len(line))
+		}
 	}
 	var no Refusal
 	_ = json.Unmarshal(text, &no)
