@@ -18,8 +18,6 @@ import (
 
 	"github.com/fsnotify/fsnotify"
 	"golang.org/x/sys/unix"
-
-	"github.com/podo-dev/podo/pkg/atomicfile"
 )
 
 // Settle is how long a file must be left alone before it is taken for whole.
@@ -55,13 +53,12 @@ func Written(f *os.File) bool {
 var errMoved = errors.New("the folder was moved or deleted")
 
 // Watch calls changed whenever anything in the folder at dir or below it changes, and
-// before that once, until ctx ends. A folder that is not there is made, with mode for
-// what is missing. Where the kernel has no watch to spare, Watch asks again, and calls
-// changed each time.
-func Watch(ctx context.Context, dir string, mode fs.FileMode, changed func(), log *slog.Logger) {
+// before that once, until ctx ends. Ensure makes the folder if it is not there. Where the
+// kernel has no watch to spare, Watch asks again, and calls changed each time.
+func Watch(ctx context.Context, dir string, ensure func() error, changed func(), log *slog.Logger) {
 	trouble := false
 	for ctx.Err() == nil {
-		err := atomicfile.EnsureDir(dir, mode)
+		err := ensure()
 		if err == nil {
 			err = watch(ctx, dir, changed)
 		}
