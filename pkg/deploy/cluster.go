@@ -147,8 +147,11 @@ func (c *cluster) applyOne(ctx context.Context, o object, fresh map[schema.Group
 	if err != nil {
 		return err
 	}
-	_, err = r.Patch(ctx, o.GetName(), types.ApplyPatchType, text,
+	written, err := r.Patch(ctx, o.GetName(), types.ApplyPatchType, text,
 		metav1.PatchOptions{FieldManager: fieldManager, Force: ptr.To(true)})
+	if err == nil && written.GetDeletionTimestamp() != nil {
+		return errors.New("it is being deleted, and made anew once it is gone")
+	}
 	if apierrors.IsInvalid(err) && o.GetKind() == "Service" {
 		err = errors.Join(err, c.release(ctx, o.Unstructured, r))
 	}

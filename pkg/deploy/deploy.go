@@ -23,6 +23,7 @@ import (
 
 	"github.com/podo-dev/podo/pkg/inbox"
 	"github.com/podo-dev/podo/pkg/lifecycle"
+	"github.com/podo-dev/podo/pkg/logging"
 	"github.com/podo-dev/podo/pkg/plan"
 )
 
@@ -422,7 +423,7 @@ func (d *deployer) conclude(ctx context.Context, m *manifest, a addon, fault err
 	before := d.addons.stored[m.name]
 	a.Status.Error = ""
 	if fault != nil {
-		a.Status.Error = fault.Error()
+		a.Status.Error = logging.Discreet(fault)
 	}
 	var err error
 	if fault == nil && m.intent == forget {
@@ -431,12 +432,12 @@ func (d *deployer) conclude(ctx context.Context, m *manifest, a addon, fault err
 		a, err = d.addons.save(ctx, a)
 	}
 	log := d.log.With("manifest", m.file)
-	switch {
-	case fault != nil && (err != nil || fault.Error() != before.Status.Error):
-		log.Warn("manifest not deployed", "err", fault)
+	switch said := a.Status.Error; {
+	case fault != nil && (err != nil || said != before.Status.Error):
+		log.Warn("manifest not deployed", "err", said)
 		if err == nil {
 			d.events.Event(&corev1.ObjectReference{APIVersion: a.APIVersion, Kind: a.Kind, Name: m.name, UID: a.Metadata.UID},
-				corev1.EventTypeWarning, "NotDeployed", fault.Error())
+				corev1.EventTypeWarning, "NotDeployed", said)
 		}
 	case err != nil:
 		log.Warn("manifest not noted as deployed", "err", err)

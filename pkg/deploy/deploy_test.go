@@ -388,6 +388,58 @@ func TestPruningIsCareful(t *testing.T) {
 	})
 }
 
+// TestRenamedWhileAway: of what has no namespace it does not matter that the file gives one.
+func TestRenamedWhileAway(t *testing.T) {
+	a, rc := newAPI(t)
+	const text = "apiVersion: v1\nkind: Namespace\nmetadata: {name: vineyard, namespace: cellar}\n"
+	v := tend(t, a, rc, plan.Addons{Enabled: []string{"podo-addons"}})
+	v.put("ns.yaml", text)
+	v.comes("ns", "Deployed 1")
+	v.stop()
+	a.wrote()
+	v.put("moved.yaml", text)
+	v.put("ns.yaml", "")
+	v = tend(t, a, rc, plan.Addons{Enabled: []string{"podo-addons"}})
+	v.comes("ns", "none")
+	v.comes("moved", "Deployed 1")
+	if writes := a.wrote(); slices.Contains(writes, "DELETE "+nsPath) {
+		t.Errorf("deleted on the way: %v", writes)
+	}
+}
+
+// TestAppliedWhileItGoes: what is applied to an object that is being deleted goes with it.
+func TestAppliedWhileItGoes(t *testing.T) {
+	a, rc := newAPI(t)
+	v := tend(t, a, rc, plan.Addons{Enabled: []string{"podo-addons"}})
+	v.put("web.yaml", configMap("a"))
+	v.comes("web", "Deployed 1")
+	a.mu.Lock()
+	a.slow[mapsPath+"a"] = true
+	a.mu.Unlock()
+	v.put("web.yaml", "")
+	v.comes("web", "Removing 1 web.yaml: waiting until ConfigMap default/a is gone")
+	v.put("web.yaml", configMap("a"))
+	v.comes("web", "Failed 1 web.yaml, document 1, line 1: ConfigMap default/a: it is being deleted, and made anew once it is gone")
+	a.mu.Lock()
+	delete(a.objects, mapsPath+"a")
+	a.mu.Unlock()
+	v.comes("web", "Deployed 1")
+	if a.get(mapsPath+"a") == nil {
+		t.Error("it is missing")
+	}
+}
+
+// TestValuesAreNotTold: the API server quotes what is of the wrong type.
+func TestValuesAreNotTold(t *testing.T) {
+	a, rc := newAPI(t)
+	v := tend(t, a, rc, plan.Addons{Enabled: []string{"podo-addons"}})
+	a.mu.Lock()
+	a.refuse = ".stringData.pin: expected string, got &value.valueUnstructured{Value:98765432}"
+	a.mu.Unlock()
+	v.put("s.yaml", "apiVersion: v1\nkind: Secret\nmetadata: {name: s}\nstringData: {pin: 98765432}\n")
+	v.comes("s", "Failed 1 s.yaml, document 1, line 1: Secret default/s: .stringData.pin: expected string, got something else")
+}
+
 func TestMistakesInManifestsAreFatal(t *testing.T) {
 	for name, tt := range map[string]struct {
 		files fstest.MapFS

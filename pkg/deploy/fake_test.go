@@ -23,6 +23,7 @@ type api struct {
 	objects  map[string]map[string]any
 	writes   []string // "VERB path", but for addons and events
 	sick     int      // answers so many writes with an error first
+	refuse   string   // answers apply patches with this
 	version  int
 	watchers []chan map[string]any
 	slow     map[string]bool // paths of objects that take their time to go
@@ -135,11 +136,17 @@ func (a *api) serve(r *http.Request) (int, any) {
 		if kind := r.Header.Get("Content-Type"); kind != "application/apply-patch+yaml" || q.Get("fieldManager") != "podo" || q.Get("force") != "true" {
 			return status(400, "BadRequest")
 		}
+		if a.refuse != "" && !strings.HasPrefix(path, addonsPath) {
+			return 400, map[string]any{"kind": "Status", "apiVersion": "v1", "status": "Failure", "message": a.refuse, "reason": "BadRequest", "code": 400}
+		}
 		managed := appliedBy("podo", "Apply")
 		if m := o["metadata"].(map[string]any); len(o) == 3 && m["annotations"] == nil && m["labels"] == nil {
 			managed = nil // who gives but a name owns nothing
 		}
 		a.store(path, o, managed)
+		if a.slow[path] && exists {
+			o["metadata"].(map[string]any)["deletionTimestamp"] = old["metadata"].(map[string]any)["deletionTimestamp"]
+		}
 		return 200, o
 	case http.MethodPost:
 		path += "/" + fmt.Sprint(o["metadata"].(map[string]any)["name"])

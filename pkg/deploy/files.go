@@ -29,8 +29,11 @@ type sharer struct {
 	shared shared
 	log    *slog.Logger
 
-	agreed  map[string]string    // sums by path
 	missing map[string]time.Time // files that are waited for, since when
+	told    map[string]bool      // files that cannot be read, and of which somebody was told
+
+	mu     sync.Mutex        // held by a pass, and while the folder is made
+	agreed map[string]string // sums by path
 }
 
 // Files returns a component that makes a server's folder of manifests one with those
@@ -66,7 +69,13 @@ func (s *sharer) run(ctx context.Context, ready func()) error {
 	var helpers sync.WaitGroup
 	defer helpers.Wait()
 	helpers.Go(func() { s.shared.follow(ctx, tell) })
-	helpers.Go(func() { inbox.Watch(ctx, string(s.folder), 0o700, tell, s.log) })
+	helpers.Go(func() {
+		inbox.Watch(ctx, string(s.folder), func() error {
+			s.mu.Lock()
+			defer s.mu.Unlock()
+			return s.prepare()
+		}, tell, s.log)
+	})
 	for pause := time.Second; ; {
 		look, err := s.pass(ctx)
 		switch {
@@ -94,33 +103,74 @@ func (s *sharer) run(ctx context.Context, ready func()) error {
 func (s *sharer) pass(ctx context.Context) (look <-chan time.Time, err error) {
 	ctx, cancel := context.WithTimeout(ctx, time.Minute)
 	defer cancel()
-	here, busy, err := s.folder.scan()
-	if errors.Is(err, fs.ErrNotExist) {
-		s.agreed = map[string]string{} // a folder that was lost is not one that was emptied
-	} else if err != nil {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if err := s.prepare(); err != nil {
+		return nil, err
+	}
+	here, err := s.folder.scan()
+	if err != nil {
 		return nil, err
 	}
 	there, err := s.shared.list(ctx)
 	if err != nil {
 		return nil, err
 	}
+	all := paths(here.files, there)
+	s.tell(here, all)
 	var errs []error
-	for _, path := range paths(here, there) {
-		_, whole := here[path]
-		if busy[path] || s.held(path, !whole && len(busy) > 0) {
+	unshared := false // what is new here is not in the cluster
+	for _, path := range all {
+		f, whole := here.files[path]
+		if here.busy[path] || here.blocked(path) != nil || s.held(path, !whole && len(here.busy) > 0) {
 			continue
 		}
-		if err := s.settle(ctx, path, here[path], there[key(path)]); err != nil {
+		copied := there[key(path)]
+		do := s.choose(path, f, copied)
+		if do == push && !whole && unshared {
+			continue // it may be what was not shared, under another name
+		}
+		if err := s.settle(ctx, path, do, f, copied); err != nil {
+			unshared = unshared || do == push
 			errs = append(errs, fmt.Errorf("%s: %w", path, err))
 		}
 	}
 	if err := s.writeNote(); err != nil {
 		errs = append(errs, err)
 	}
-	if len(busy) > 0 {
+	switch {
+	case len(here.busy) > 0:
 		look = time.After(inbox.Settle)
+	case len(s.told) > 0:
+		look = time.After(time.Minute) // no event tells that a file system was mounted
 	}
 	return look, errors.Join(errs...)
+}
+
+// prepare makes the folder if there is none. One that was lost is not one that was
+// emptied: before it is made, the note forgets what was in it.
+func (s *sharer) prepare() error {
+	if _, err := os.Stat(string(s.folder)); !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	s.agreed = map[string]string{}
+	if err := s.writeNote(); err != nil {
+		return err
+	}
+	return atomicfile.EnsureDir(string(s.folder), 0o700)
+}
+
+// tell logs, once each, what cannot be read: that stays as it is on all servers.
+func (s *sharer) tell(here view, all []string) {
+	now := map[string]bool{}
+	for _, path := range slices.Concat(all, slices.Sorted(maps.Keys(here.away))) {
+		if err := here.blocked(path); err == nil || !accepted(path) {
+			continue
+		} else if now[path] = true; !s.told[path] {
+			s.log.Warn("manifest not to be read, it stays as it is in the cluster", "path", path, "err", err)
+		}
+	}
+	s.told = now
 }
 
 // held reports whether to wait with a file that is missing while others are written: it
@@ -151,18 +201,25 @@ func paths(here, there map[string]file) []string {
 	return append(out, missing...)
 }
 
-// settle makes both sides of a path say the same.
-func (s *sharer) settle(ctx context.Context, path string, here, there file) error {
-	sum := there.sum()
-	action := decide(here.sum(), sum, s.agreed[path], there.path != "")
-	if there.problem != "" && action != same && action != push {
-		// There is nothing to take. Only an edit changes what the cluster says.
-		if here.path == "" || here.sum() == s.agreed[path] {
-			return nil
-		}
-		action = push
+// choose says what makes both sides of a path say the same.
+func (s *sharer) choose(path string, here, there file) action {
+	do := decide(here.sum(), there.sum(), s.agreed[path], there.path != "")
+	if there.problem == "" || do == same || do == push {
+		return do
 	}
-	switch action {
+	// There is nothing to take. Only an edit changes what the cluster says.
+	if here.path == "" || here.sum() == s.agreed[path] {
+		return none
+	}
+	return push
+}
+
+// settle makes both sides of a path say the same.
+func (s *sharer) settle(ctx context.Context, path string, do action, here, there file) error {
+	sum := there.sum()
+	switch do {
+	case none:
+		return nil
 	case same:
 	case push:
 		here.path, here.server, here.gone = path, s.server, here.path == ""
@@ -197,7 +254,8 @@ func (s *sharer) settle(ctx context.Context, path string, here, there file) erro
 type action int
 
 const (
-	same action = iota
+	none action = iota // they stay as they are
+	same
 	push
 	pull
 	clash

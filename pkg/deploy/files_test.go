@@ -210,12 +210,127 @@ func TestHalfWrittenFilesWait(t *testing.T) {
 	if err := os.WriteFile(path, []byte("ha"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if found, busy, err := dir.scan(); err != nil || len(found) != 0 || !busy["a.yaml"] {
-		t.Errorf("found %v, busy %v, %v", found, busy, err)
+	if v, err := dir.scan(); err != nil || len(v.files) != 0 || !v.busy["a.yaml"] {
+		t.Errorf("%v, %v", v, err)
 	}
 	time.Sleep(inbox.Settle + 50*time.Millisecond)
-	if found, busy, err := dir.scan(); err != nil || string(found["a.yaml"].content) != "ha" || len(busy) != 0 {
-		t.Errorf("found %v, busy %v, %v", found, busy, err)
+	if v, err := dir.scan(); err != nil || string(v.files["a.yaml"].content) != "ha" || len(v.busy) != 0 {
+		t.Errorf("%v, %v", v, err)
+	}
+
+	// Whoever has it open may only pause.
+	f, err := os.OpenFile(path, os.O_WRONLY|os.O_APPEND, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if v, err := dir.scan(); err != nil || len(v.files) != 0 || !v.busy["a.yaml"] {
+		t.Errorf("open to write: %v, %v", v, err)
+	}
+	f.Close()
+	if v, err := dir.scan(); err != nil || len(v.busy) != 0 {
+		t.Errorf("closed: %v, %v", v, err)
+	}
+}
+
+// TestLinks: a link that leads nowhere now, and one in place of a folder, delete nothing,
+// and nothing is written through them.
+func TestLinks(t *testing.T) {
+	_, rc := newAPI(t)
+	one, two := share(t, rc, "one", t.TempDir()), share(t, rc, "two", t.TempDir())
+	away := filepath.Join(t.TempDir(), "disk")
+	target := filepath.Join(away, "web.yaml")
+	if os.Mkdir(away, 0o700) != nil || os.WriteFile(target, []byte("first"), 0o600) != nil || os.Symlink(target, one.path("web.yaml")) != nil {
+		t.Fatal("no link")
+	}
+	one.write("deep/x.yaml", "x")
+	two.has("web.yaml", "first")
+	two.has("deep/x.yaml", "x")
+	other := t.TempDir()
+	if os.Rename(away, away+"-unmounted") != nil || os.RemoveAll(one.path("deep")) != nil || os.Symlink(other, one.path("deep")) != nil {
+		t.Fatal("nothing changed")
+	}
+	one.write("later.yaml", "later")
+	two.has("later.yaml", "later") // with which the links were seen
+	two.write("deep/y.yaml", "y")
+	two.write("web.yaml", "second")
+	two.write("last.yaml", "last")
+	one.has("last.yaml", "last")
+	two.has("web.yaml", "second")
+	two.has("deep/x.yaml", "x")
+	two.has("deep/y.yaml", "y")
+	if to, err := os.Readlink(one.path("web.yaml")); err != nil || to != target {
+		t.Errorf("the link was replaced: %q, %v", to, err)
+	}
+	if found, _ := os.ReadDir(other); len(found) > 0 {
+		t.Errorf("%v was written through a link", found)
+	}
+	if os.Remove(one.path("web.yaml")) != nil {
+		t.Fatal("no link")
+	}
+	two.has("web.yaml", "second") // it was changed since
+	one.has("web.yaml", "second")
+}
+
+// TestLostFolder: a folder that is gone was not emptied, also if podo ends before it is
+// filled again.
+func TestLostFolder(t *testing.T) {
+	a, rc := newAPI(t)
+	dir := t.TempDir()
+	one := share(t, rc, "one", dir)
+	one.write("web.yaml", "first")
+	for end := time.Now().Add(10 * time.Second); a.get(secretsPath+"/"+key("web.yaml")) == nil; time.Sleep(10 * time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatal("not shared")
+		}
+	}
+	one.stop()
+	if err := os.RemoveAll(one.path("")); err != nil {
+		t.Fatal(err)
+	}
+	s := &sharer{folder: folder(one.path("")), note: filepath.Join(dir, "agreed")}
+	if err := s.prepare(); err != nil {
+		t.Fatal(err)
+	}
+	one = share(t, rc, "one", dir)
+	one.has("web.yaml", "first")
+}
+
+// TestNothingGoesBeforeItsSuccessor: a file that was renamed is not deleted while its new
+// name cannot be shared.
+func TestNothingGoesBeforeItsSuccessor(t *testing.T) {
+	a, rc := newAPI(t)
+	kept, err := newShared(rc)
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir := t.TempDir()
+	one := &host{T: t, dir: dir}
+	s := &sharer{folder: folder(one.path("")), note: filepath.Join(dir, "agreed"), server: "one", shared: kept,
+		missing: map[string]time.Time{}, agreed: map[string]string{}, log: slog.New(slog.DiscardHandler)}
+	one.write("old.yaml", "x")
+	time.Sleep(inbox.Settle + 50*time.Millisecond)
+	if _, err := s.pass(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Rename(one.path("old.yaml"), one.path("new.yaml")); err != nil {
+		t.Fatal(err)
+	}
+	time.Sleep(inbox.Settle + 50*time.Millisecond)
+	a.mu.Lock()
+	a.sick = 1
+	a.mu.Unlock()
+	if _, err := s.pass(t.Context()); err == nil {
+		t.Fatal("the new name was shared")
+	}
+	there, err := kept.list(t.Context())
+	if err != nil || there[key("old.yaml")].gone {
+		t.Errorf("the old name is gone: %v", err)
+	}
+	if _, err := s.pass(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if there, _ = kept.list(t.Context()); !there[key("old.yaml")].gone || string(there[key("new.yaml")].content) != "x" {
+		t.Errorf("after it was shared: %v", there)
 	}
 }
 
@@ -241,9 +356,13 @@ func TestOddFiles(t *testing.T) {
 		t.Fatal(err)
 	}
 	time.Sleep(inbox.Settle + 50*time.Millisecond)
-	found, _, err := folder(dir).scan()
+	v, err := folder(dir).scan()
 	if err != nil {
 		t.Fatal(err)
+	}
+	found := v.files
+	if v.away["nowhere.yaml"] == nil || v.away["link.yaml"] != nil {
+		t.Errorf("away: %v", v.away)
 	}
 	for name, problem := range map[string]string{"big.yaml": "when compressed", "huge.yaml": "split it", "long.yaml": "", "empty.yaml": "", "link.yaml": ""} {
 		f, ok := found[name]

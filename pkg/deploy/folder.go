@@ -45,56 +45,94 @@ func accepted(path string) bool {
 // folder is where people put manifests.
 type folder string
 
-// scan reads every file. Those that were changed a moment ago are busy: they may be
-// half written. It is fs.ErrNotExist if there is no folder.
-func (d folder) scan() (found map[string]file, busy map[string]bool, err error) {
-	found, busy = map[string]file{}, map[string]bool{}
-	if _, err := os.Stat(string(d)); err != nil {
-		return nil, nil, err
+// A view is what there is in the folder, by path.
+type view struct {
+	files map[string]file
+	busy  map[string]bool  // still being written
+	away  map[string]error // links that cannot be followed, and why
+}
+
+// blocked is why it is not known what is at a path: because of a link there, or above it.
+func (v view) blocked(path string) error {
+	for ; path != "."; path = filepath.Dir(path) {
+		if err := v.away[path]; err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// scan reads every file that is whole.
+func (d folder) scan() (view, error) {
+	v := view{map[string]file{}, map[string]bool{}, map[string]error{}}
+	before, err := os.Stat(string(d))
+	if err != nil {
+		return view{}, err
 	}
 	err = filepath.WalkDir(string(d), func(path string, e fs.DirEntry, err error) error {
+		if err == nil && !e.IsDir() {
+			err = d.see(v, path, e.Type()&fs.ModeSymlink != 0)
+		}
 		if errors.Is(err, fs.ErrNotExist) {
 			return nil // it went meanwhile, which is an event of its own
 		}
-		if err != nil || e.IsDir() {
-			return err
-		}
-		name, err := filepath.Rel(string(d), path)
-		if err != nil || !accepted(name) {
-			return err
-		}
-		info, err := os.Stat(path) // of what a link leads to
-		if errors.Is(err, fs.ErrNotExist) {
-			return nil
-		}
-		switch {
-		case err != nil:
-			return err
-		case !info.Mode().IsRegular():
-			return nil
-		case inbox.Unsettled(info):
-			busy[name] = true
-			return nil
-		}
-		found[name], err = load(path, name, info.Size())
 		return err
 	})
-	return found, busy, err
+	if err != nil {
+		return view{}, err
+	}
+	// What went with the folder itself was not deleted.
+	if after, err := os.Stat(string(d)); err != nil || !os.SameFile(before, after) {
+		return view{}, fmt.Errorf("%s was moved or deleted while podo read it", d)
+	}
+	return v, nil
 }
 
-func load(path, name string, size int64) (file, error) {
-	f := file{path: name}
+// see adds one entry of the folder to a view.
+func (d folder) see(v view, path string, link bool) error {
+	name, err := filepath.Rel(string(d), path)
+	if err != nil || !link && !accepted(name) {
+		return err
+	}
+	info, err := os.Stat(path) // of what a link leads to
+	if link && (err != nil || !info.Mode().IsRegular()) {
+		if _, err := os.Lstat(path); err != nil {
+			return err
+		}
+		if err == nil {
+			err = fmt.Errorf("%s is a link to something other than a file, which is not followed", path)
+		}
+		v.away[name] = err
+		return nil
+	}
+	if err != nil || !info.Mode().IsRegular() || !accepted(name) {
+		return err
+	}
+	if inbox.Unsettled(info) {
+		v.busy[name] = true
+		return nil
+	}
+	from, err := os.Open(path)
+	if err != nil {
+		return err
+	}
+	defer from.Close()
+	if inbox.Written(from) {
+		v.busy[name] = true
+		return nil
+	}
+	v.files[name], err = load(from, name, info.Size())
+	return err
+}
+
+func load(from *os.File, name string, size int64) (f file, err error) {
+	f.path = name
 	if size > maxContent {
 		f.problem = fmt.Sprintf("it has %d bytes, and a manifest may have %d; split it", size, maxContent)
 		return f, nil
 	}
-	from, err := os.Open(path)
-	if err != nil {
-		return file{}, err
-	}
-	defer from.Close()
 	if f.content, err = io.ReadAll(io.LimitReader(from, maxContent)); err != nil {
-		return file{}, fmt.Errorf("read %s: %w", path, err)
+		return file{}, fmt.Errorf("read %s: %w", from.Name(), err)
 	}
 	if size := len(compress(f.content)); size > maxCompressed {
 		f.content, f.problem = nil, fmt.Sprintf("it has %d bytes when compressed, and a manifest may have %d; split it", size, maxCompressed)

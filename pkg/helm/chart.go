@@ -40,7 +40,7 @@ type spec struct {
 	Bootstrap             bool                          `json:"bootstrap"`
 	TakeOwnership         bool                          `json:"takeOwnership"`
 	ServerSide            string                        `json:"serverSide"`
-	ForceConflicts        bool                          `json:"forceConflicts"`
+	ForceConflicts        *bool                         `json:"forceConflicts"`
 	ChartContent          string                        `json:"chartContent"`
 	JobImage              string                        `json:"jobImage"`
 	BackOffLimit          *int                          `json:"backOffLimit"`
@@ -112,6 +112,9 @@ const retryAnnotation = "podo.dev/retry"
 // errFinal is in errors that no other try mends, but only a change of an object.
 var errFinal = errors.New("")
 
+// yields reports whether fields that others manage are to stay as they set them.
+func (s spec) yields() bool { return s.ForceConflicts != nil && !*s.ForceConflicts }
+
 // overlay is the HelmChart with what its HelmChartConfig says on top, values apart.
 func (s spec) overlay(c *config) spec {
 	if c == nil {
@@ -124,7 +127,7 @@ func (s spec) overlay(c *config) spec {
 		s.ServerSide = c.Spec.ServerSide
 	}
 	if c.Spec.ForceConflicts != nil {
-		s.ForceConflicts = *c.Spec.ForceConflicts
+		s.ForceConflicts = c.Spec.ForceConflicts
 	}
 	return s
 }

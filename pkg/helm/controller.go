@@ -168,15 +168,15 @@ func (w *worker) changed(o any) {
 	if err != nil {
 		return
 	}
-	w.queue.Forget(key)
-	w.queue.Add(key)
+	w.mu.Lock()
+	defer w.mu.Unlock()
 	if m, ok := o.(*metav1.PartialObjectMetadata); ok && m.DeletionTimestamp != nil {
-		w.mu.Lock()
-		defer w.mu.Unlock()
 		if stop := w.ongoing[key]; stop != nil {
 			stop()
 		}
 	}
+	w.queue.Forget(key)
+	w.queue.Add(key) // at last, so that it is not the new turn that was stopped
 }
 
 // essence is what is remembered of an object.

@@ -26,13 +26,17 @@ type revision struct {
 
 // decide says what is to be done so that a release is what a checksum sums up. Revisions
 // are all there are, the newest last. A release that adopted objects is never
-// uninstalled to be mended: they would go with it.
-func decide(revisions []revision, sum, policy string, adopts bool) act {
+// uninstalled to be mended: they would go with it. Nor is one that was deployed and is to
+// yield to others: it may have failed for no more than that.
+func decide(revisions []revision, sum string, s spec) act {
 	if len(revisions) == 0 {
 		return install
 	}
-	mend := reinstall
-	if adopts {
+	policy, mend := s.FailurePolicy, reinstall
+	deployed := slices.ContainsFunc(revisions, func(r revision) bool {
+		return r.status == common.StatusDeployed || r.status == common.StatusSuperseded
+	})
+	if s.TakeOwnership || deployed && s.yields() {
 		mend = upgrade
 	}
 	last := revisions[len(revisions)-1]

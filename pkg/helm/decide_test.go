@@ -12,6 +12,7 @@ func TestDecide(t *testing.T) {
 	tests := map[string]struct {
 		policy    string
 		adopts    bool
+		yields    bool
 		revisions []revision
 		want      act
 	}{
@@ -37,12 +38,18 @@ func TestDecide(t *testing.T) {
 		"rolled back to what is wanted again":      {policy: rollsBack, revisions: []revision{is("superseded", wanted), is("failed", other), is("deployed", wanted)}, want: leave},
 		"failed to be rolled back":                 {policy: rollsBack, revisions: []revision{is("failed", other), is("failed", wanted)}, want: upgrade},
 		"deployed by Helm after it failed by podo": {policy: retries, revisions: []revision{is("failed", wanted), is("deployed", "")}, want: upgrade},
+		"upgrade failed, yields to others":         {yields: true, revisions: []revision{is("deployed", other), is("failed", wanted)}, want: upgrade},
+		"install failed, yields to others":         {yields: true, revisions: []revision{is("failed", wanted)}, want: reinstall},
 		"unknown":                                  {revisions: []revision{is("unknown", wanted)}, want: reinstall},
 	}
 	for name, tt := range tests {
 		t.Run(name, func(t *testing.T) {
-			if got := decide(tt.revisions, wanted, tt.policy, tt.adopts); got != tt.want {
-				t.Errorf("decide(%v, policy %q, adopts %v) = %v, want %v", tt.revisions, tt.policy, tt.adopts, got, tt.want)
+			s := spec{FailurePolicy: tt.policy, TakeOwnership: tt.adopts}
+			if tt.yields {
+				s.ForceConflicts = new(bool)
+			}
+			if got := decide(tt.revisions, wanted, s); got != tt.want {
+				t.Errorf("decide(%v, policy %q, adopts %v, yields %v) = %v, want %v", tt.revisions, tt.policy, tt.adopts, tt.yields, got, tt.want)
 			}
 		})
 	}

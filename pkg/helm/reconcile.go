@@ -68,7 +68,14 @@ func (w *worker) ensure(ctx context.Context, key string, c *chart) error {
 		return err
 	}
 	if at := c.Status.Release; at != nil && at.Namespace != o.namespace {
-		return fmt.Errorf("%wspec.targetNamespace: the release is in %s, and cannot move to %s; delete the HelmChart first", errFinal, at.Namespace, o.namespace)
+		was := o
+		was.namespace = at.Namespace
+		if made, err := w.revisions(ctx, was); err != nil {
+			return err
+		} else if len(made) > 0 {
+			return fmt.Errorf("%wspec.targetNamespace: the release is in %s, and cannot move to %s; delete the HelmChart first", errFinal, at.Namespace, o.namespace)
+		}
+		c.Status.Release = nil // it never came to be there, or is gone
 	}
 	parts, err := w.layers(ctx, key, c, over)
 	if err != nil {
@@ -84,7 +91,7 @@ func (w *worker) ensure(ctx context.Context, key string, c *chart) error {
 	if err != nil {
 		return err
 	}
-	do := decide(revisions, o.checksum, o.spec.FailurePolicy, o.spec.TakeOwnership)
+	do := decide(revisions, o.checksum, o.spec)
 	switch limit := o.spec.BackOffLimit; {
 	case do == leave:
 		return w.found(ctx, c, o, revisions)
@@ -207,7 +214,13 @@ func (w *worker) remove(ctx context.Context, key string, c *chart) error {
 	if at := c.Status.Release; at != nil {
 		o.namespace = at.Namespace
 	}
-	var err error
+	made, err := w.revisions(ctx, o)
+	if err != nil {
+		return err
+	}
+	if c.Status.Release == nil && !slices.ContainsFunc(made, func(r revision) bool { return r.checksum != "" }) {
+		return w.letGo(ctx, key, c) // podo never got to it: a release of this name is somebody else's
+	}
 	if o.timeout, err = c.Spec.timeout(); err != nil {
 		o.timeout, _ = spec{}.timeout()
 	}
@@ -228,9 +241,6 @@ func (w *worker) remove(ctx context.Context, key string, c *chart) error {
 		}
 		return err
 	}
-	if err := w.kept.drop(key); err != nil {
-		w.log.Warn("chart not removed from the cache", "chart", key, "err", err)
-	}
 	w.log.Info("release uninstalled", "chart", key)
 	w.events.Event(c.reference(), corev1.EventTypeNormal, "Uninstalled", "release in "+o.namespace)
 	return w.letGo(ctx, key, c)
@@ -241,6 +251,9 @@ func (w *worker) letGo(ctx context.Context, key string, c *chart) error {
 	w.secrets.follow(key, c.Metadata.Namespace, nil)
 	if !slices.Contains(c.Metadata.Finalizers, finalizer) {
 		return nil
+	}
+	if err := w.kept.drop(key); err != nil {
+		w.log.Warn("chart not removed from the cache", "chart", key, "err", err)
 	}
 	return w.patch(ctx, c, "", map[string]any{"metadata": map[string]any{
 		"resourceVersion": c.Metadata.ResourceVersion,

@@ -9,6 +9,8 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
+
+	"github.com/podo-dev/podo/pkg/logging"
 )
 
 func (c *chart) key() string { return c.Metadata.Namespace + "/" + c.Metadata.Name }
@@ -49,11 +51,12 @@ func (w *worker) fail(ctx context.Context, c *chart, err error) {
 	if errors.Is(err, errFinal) {
 		reason = "Stopped"
 	}
-	if c.Status.message() != err.Error() {
-		w.log.Warn("release not made", "chart", c.key(), "err", err)
-		w.events.Event(c.reference(), corev1.EventTypeWarning, failed, err.Error())
+	said := logging.Discreet(err)
+	if c.Status.message() != said {
+		w.log.Warn("release not made", "chart", c.key(), "err", said)
+		w.events.Event(c.reference(), corev1.EventTypeWarning, failed, said)
 	}
-	what := condition{Reason: reason, Message: err.Error()}
+	what := condition{Reason: reason, Message: said}
 	if err := w.note(ctx, c, c.Status.Release, what.as(ready, "False"), what.as(failed, "True")); err != nil {
 		w.log.Debug("status not written", "chart", c.key(), "err", err)
 	}

@@ -16,6 +16,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/util/intstr"
+	"k8s.io/utils/ptr"
 )
 
 // A layer is a piece of values; what comes later wins.
@@ -132,7 +133,7 @@ func checksum(c *chart, s spec, from []layer) (string, error) {
 	sum := sha256.New()
 	err := json.NewEncoder(sum).Encode([]any{
 		s.Chart, s.Version, s.Repo, s.ChartContent, s.Set, texts,
-		s.TakeOwnership, s.ServerSide, s.ForceConflicts, c.Metadata.Annotations[retryAnnotation],
+		s.TakeOwnership, s.ServerSide, ptr.Deref(s.ForceConflicts, false), c.Metadata.Annotations[retryAnnotation],
 	})
 	return hex.EncodeToString(sum.Sum(nil))[:40], err
 }

@@ -40,6 +40,7 @@ import (
 	"k8s.io/client-go/kubernetes"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"github.com/podo-dev/podo/pkg/atomicfile"
 	"github.com/podo-dev/podo/pkg/inbox"
 	"github.com/podo-dev/podo/pkg/lifecycle"
 )
@@ -100,7 +101,9 @@ func Import(store Store, snapshotter string, from Sources, log *slog.Logger) lif
 		ctx, end := context.WithCancel(ctx)
 		defer end()
 		helpers.Go(func() { e.losses(ctx, changed) })
-		helpers.Go(func() { inbox.Watch(ctx, from.Folder, 0o755, changed, log) })
+		helpers.Go(func() {
+			inbox.Watch(ctx, from.Folder, func() error { return atomicfile.EnsureDir(from.Folder, 0o755) }, changed, log)
+		})
 		helpers.Go(func() { t.run(ctx) })
 		// Registries may be slow to answer, or never do: lists keep no archive waiting. But
 		// what an archive beside a list brings need not be pulled.

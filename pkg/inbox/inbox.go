@@ -18,8 +18,6 @@ import (
 
 	"github.com/fsnotify/fsnotify"
 	"golang.org/x/sys/unix"
-
-	"github.com/podo-dev/podo/pkg/atomicfile"
 )
 
 // Settle is how long a file must be left alone before it is taken for whole.
@@ -41,27 +39,40 @@ func Changed(info fs.FileInfo) time.Time {
 }
 
 // Written reports whether somebody has a file open to write, as one who copies it slowly
-// does. A file system that cannot tell says no.
+// does. Of a file system that cannot tell it is not known, and the answer is no.
 func Written(f *os.File) bool {
 	_, err := unix.FcntlInt(f.Fd(), unix.F_SETLEASE, unix.F_RDLCK)
 	if err == nil {
 		// Whoever opens it to write from here on waits for no longer than this takes.
 		_, _ = unix.FcntlInt(f.Fd(), unix.F_SETLEASE, unix.F_UNLCK)
 	}
-	return errors.Is(err, unix.EAGAIN)
+	return errors.Is(err, unix.EAGAIN) && !remote(f)
+}
+
+// remote reports whether a file is on a server that this kernel only asks: such a file
+// system refuses a lease whenever the server gave it none.
+func remote(f *os.File) bool {
+	var on unix.Statfs_t
+	if unix.Fstatfs(int(f.Fd()), &on) != nil {
+		return false
+	}
+	switch uint32(on.Type) {
+	case unix.NFS_SUPER_MAGIC, unix.SMB_SUPER_MAGIC, unix.SMB2_SUPER_MAGIC, unix.CIFS_SUPER_MAGIC:
+		return true
+	}
+	return false
 }
 
 // errMoved means that the folder itself went away.
 var errMoved = errors.New("the folder was moved or deleted")
 
 // Watch calls changed whenever anything in the folder at dir or below it changes, and
-// before that once, until ctx ends. A folder that is not there is made, with mode for
-// what is missing. Where the kernel has no watch to spare, Watch asks again, and calls
-// changed each time.
-func Watch(ctx context.Context, dir string, mode fs.FileMode, changed func(), log *slog.Logger) {
+// before that once, until ctx ends. Ensure makes the folder if it is not there. Where the
+// kernel has no watch to spare, Watch asks again, and calls changed each time.
+func Watch(ctx context.Context, dir string, ensure func() error, changed func(), log *slog.Logger) {
 	trouble := false
 	for ctx.Err() == nil {
-		err := atomicfile.EnsureDir(dir, mode)
+		err := ensure()
 		if err == nil {
 			err = watch(ctx, dir, changed)
 		}

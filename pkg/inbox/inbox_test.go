@@ -17,7 +17,8 @@ func TestWatch(t *testing.T) {
 	var watching sync.WaitGroup
 	defer watching.Wait()
 	defer cancel()
-	watching.Go(func() { Watch(ctx, dir, 0o755, func() { changes <- struct{}{} }, slog.New(slog.DiscardHandler)) })
+	ensure := func() error { return os.MkdirAll(dir, 0o755) }
+	watching.Go(func() { Watch(ctx, dir, ensure, func() { changes <- struct{}{} }, slog.New(slog.DiscardHandler)) })
 	told := func(what string) {
 		t.Helper()
 		select {
