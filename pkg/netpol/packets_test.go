@@ -212,6 +212,34 @@ func TestPackets(t *testing.T) {
 	})
 }
 
+// TestForeignSource: who says to be somebody that no pod is escapes no policy of its own.
+func TestForeignSource(t *testing.T) {
+	at, pods, c := node(t)
+	within(t, pods["c"], func() error {
+		return errors.Join(os.WriteFile("/proc/sys/net/ipv4/conf/all/rp_filter", []byte("0"), 0o644), os.WriteFile("/proc/sys/net/ipv4/conf/eth0/rp_filter", []byte("0"), 0o644))
+	})
+	p := loud(10, 42, 0, 4)
+	p.from = [4]byte{198, 51, 100, 7}
+	// The first packet of all may have to wait for a neighbour.
+	if !hears(t, pods["b"], pods["c"], p) && !hears(t, pods["b"], pods["c"], p) {
+		t.Fatal("without policies it is not heard")
+	}
+	c.Policies = objects(t, "apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {namespace: x, name: p}\nspec: {podSelector: {matchLabels: {pod: b}}, policyTypes: [Egress]}").Policies
+	within(t, at, func() error {
+		nft, err := knftables.New(knftables.InetFamily, Table)
+		if err != nil {
+			return err
+		}
+		return nft.Run(t.Context(), compile(c, c.Pods, place{"cni0", ranges(t)}, false).transaction(nft, nil))
+	})
+	if hears(t, pods["b"], pods["c"], p) {
+		t.Error("it is heard")
+	}
+	if p.from = [4]byte{}; !hears(t, pods["a"], pods["c"], p) && !hears(t, pods["a"], pods["c"], p) {
+		t.Error("another pod is not heard")
+	}
+}
+
 // linkLocal is where a pod listens for those on its link.
 func linkLocal(t *testing.T, p *os.File) (at string) {
 	t.Helper()
@@ -241,13 +269,14 @@ func linkLocal(t *testing.T, p *os.File) (at string) {
 // A packet that pod a may hear: a protocol's, to an address.
 type packet struct {
 	protocol int
+	from     [4]byte // zero for the sender's own
 	to       [4]byte
 	body     []byte
 }
 
 // loud is an empty datagram to many.
 func loud(to ...byte) packet {
-	return packet{unix.IPPROTO_UDP, [4]byte(to), []byte{0, 99, 0, 99, 0, 8, 0, 0}}
+	return packet{protocol: unix.IPPROTO_UDP, to: [4]byte(to), body: []byte{0, 99, 0, 99, 0, 8, 0, 0}}
 }
 
 // sctp asks a, at 10.42.0.2, for an association.
@@ -261,7 +290,7 @@ func sctp(port uint16) packet {
 	binary.BigEndian.PutUint32(b[20:], 1<<16)   // window
 	binary.BigEndian.PutUint32(b[24:], 1<<16|1) // streams
 	binary.LittleEndian.PutUint32(b[8:], crc32.Checksum(b, crc32.MakeTable(crc32.Castagnoli)))
-	return packet{unix.IPPROTO_SCTP, [4]byte{10, 42, 0, 2}, b}
+	return packet{protocol: unix.IPPROTO_SCTP, to: [4]byte{10, 42, 0, 2}, body: b}
 }
 
 // hears reports whether a packet from one pod comes to another.
@@ -284,6 +313,7 @@ func hears(t *testing.T, from, to *os.File, p packet) bool {
 		}
 		defer unix.Close(s)
 		return errors.Join(unix.SetsockoptInt(s, unix.SOL_SOCKET, unix.SO_BROADCAST, 1), unix.BindToDevice(s, "eth0"),
+			unix.SetsockoptInt(s, unix.SOL_IP, unix.IP_TRANSPARENT, 1), unix.Bind(s, &unix.SockaddrInet4{Addr: p.from}),
 			unix.Sendto(s, p.body, 0, &unix.SockaddrInet4{Addr: p.to}))
 	})
 	_, _, err := unix.Recvfrom(listener, make([]byte, 100), 0)
