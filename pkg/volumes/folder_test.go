@@ -96,6 +96,33 @@ func TestFolderCutShort(t *testing.T) {
 	}
 }
 
+// TestRename: a file system that cannot promise to replace nothing renames without.
+func TestRename(t *testing.T) {
+	dir := t.TempDir()
+	root := rootOf(t, dir)
+	for _, missing := range []error{unix.EINVAL, unix.ENOSYS, unix.EOPNOTSUPP, nil} {
+		if err := os.Mkdir(dir+"/early", 0o700); err != nil {
+			t.Fatal(err)
+		}
+		err := rename(int(root.Fd()), "early", "late", func(from int, old string, to int, name string, flags uint) error {
+			if flags != 0 && missing != nil {
+				return missing
+			}
+			return unix.Renameat2(from, old, to, name, flags)
+		})
+		if err != nil {
+			t.Errorf("%v: %v", missing, err)
+		}
+		if err := os.Remove(dir + "/late"); err != nil {
+			t.Error(err)
+		}
+	}
+	full := func(int, string, int, string, uint) error { return unix.EEXIST }
+	if err := rename(int(root.Fd()), "early", "late", full); !errors.Is(err, unix.EEXIST) {
+		t.Errorf("a name that is taken: %v", err)
+	}
+}
+
 // TestFolderStaysInRoot: a link on the way is refused, whoever put it there.
 func TestFolderStaysInRoot(t *testing.T) {
 	dir := t.TempDir()
