@@ -453,7 +453,10 @@ func (n *node) remove(ctx context.Context, path, rel string, pv *corev1.Persiste
 		return err
 	}
 	if q, _ := quotaOf(pv); q.Project != 0 {
-		return restrict(root, q.Project, 0)
+		// The folder is gone, and a disk that is no longer mounted with quotas takes none.
+		if err := restrict(root, q.Project, 0); err != nil {
+			n.log.Info("the quota of a removed volume stays", "volume", pv.Name, "project", q.Project, "err", err)
+		}
 	}
 	return nil
 }

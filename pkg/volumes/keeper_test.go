@@ -4,8 +4,12 @@ import (
 	"bytes"
 	"errors"
 	"log/slog"
+	"os"
 	"strings"
 	"testing"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 )
 
 func TestUnenforcedSizesAreToldOnceForEachRoot(t *testing.T) {
@@ -19,5 +23,25 @@ func TestUnenforcedSizesAreToldOnceForEachRoot(t *testing.T) {
 	n.tellUnheld("/mnt/b", why)
 	if got := log.String(); strings.Count(got, "\n") != 2 || !strings.Contains(got, "path=/mnt/a") || !strings.Contains(got, "path=/mnt/b") || !strings.Contains(got, why.Error()) {
 		t.Errorf("the log has\n%s", got)
+	}
+}
+
+// TestRemovalDoesWithoutQuotas: the folder of a volume that had a quota goes, though its disk
+// is mounted without quotas now.
+func TestRemovalDoesWithoutQuotas(t *testing.T) {
+	dir := t.TempDir()
+	if quotas(rootOf(t, dir)) == nil {
+		t.Skip("this file system has project quotas")
+	}
+	if err := os.Mkdir(dir+"/v", 0o700); err != nil {
+		t.Fatal(err)
+	}
+	n := &node{log: slog.New(slog.DiscardHandler)}
+	pv := &corev1.PersistentVolume{ObjectMeta: metav1.ObjectMeta{Name: "pvc-1", Annotations: map[string]string{quotaKey: `{"limit":1024,"project":1073741825}`}}}
+	if err := n.remove(t.Context(), dir, "v", pv); err != nil {
+		t.Error(err)
+	}
+	if _, err := os.Stat(dir + "/v"); !os.IsNotExist(err) {
+		t.Errorf("the folder is there: %v", err)
 	}
 }
