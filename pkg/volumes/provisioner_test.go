@@ -1,0 +1,45 @@
+package volumes
+
+import (
+	"log/slog"
+	"testing"
+
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/client-go/informers"
+	"k8s.io/client-go/kubernetes/fake"
+	"k8s.io/client-go/tools/record"
+)
+
+// clusterOf is a Provisioner's cluster that has these objects.
+func clusterOf(t *testing.T, objects ...runtime.Object) *cluster {
+	t.Helper()
+	client := fake.NewClientset(objects...)
+	f := informers.NewSharedInformerFactory(client, 0)
+	c := &cluster{
+		client: client, events: record.NewFakeRecorder(10), log: slog.New(slog.DiscardHandler),
+		claims: f.Core().V1().PersistentVolumeClaims().Lister(), volumes: f.Core().V1().PersistentVolumes().Lister(),
+		nodes: f.Core().V1().Nodes().Lister(), classes: f.Storage().V1().StorageClasses().Lister(),
+	}
+	f.StartWithContext(t.Context())
+	t.Cleanup(f.Shutdown)
+	f.WaitForCacheSync(t.Context().Done())
+	return c
+}
+
+// TestGrantAsksTheClass: a claim that says to be podo's, of a class that is another's, gets nothing.
+func TestGrantAsksTheClass(t *testing.T) {
+	for driver, want := range map[string]int{Driver: 1, "example.com/other": 0} {
+		claim, class := claimOf("1Gi"), classOf(nil)
+		claim.Annotations[provisioner], claim.Annotations[selectedNode] = Driver, "box"
+		class.Provisioner = driver
+		c := clusterOf(t, claim, class, nodeOf(twoRoots))
+		if err := c.do(t.Context(), claimJob(claim.Namespace, claim.Name)); err != nil {
+			t.Errorf("%s: %v", driver, err)
+		}
+		all, err := c.client.CoreV1().PersistentVolumes().List(t.Context(), metav1.ListOptions{})
+		if err != nil || len(all.Items) != want {
+			t.Errorf("class of %s: %d volumes, %v; want %d", driver, len(all.Items), err, want)
+		}
+	}
+}
