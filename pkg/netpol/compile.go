@@ -134,6 +134,17 @@ func (k *compiler) forward() {
 	}
 }
 
+// untagged are the rules for frames between ports of the bridge. The kernel shows the forward
+// hook no packet in a frame with VLAN tags, and the pod at the other end takes off
+// those that name no VLAN.
+func untagged(at place, held bool) *ruleset {
+	out := newRuleset()
+	if held {
+		out.chains[base] = &chain{rules: []rule{{"meta ibrname " + at.Bridge + " ether type { 8021q, 8021ad } drop", "not seen by policies"}}}
+	}
+	return out
+}
+
 // unused are the families that this cluster's pods have no addresses of.
 func (k *compiler) unused() (out []string) {
 	for _, any := range []netip.Addr{netip.IPv4Unspecified(), netip.IPv6Unspecified()} {
