@@ -249,6 +249,26 @@ func TestFrames(t *testing.T) {
 	}
 }
 
+// TestNews: what happened before the list is none, but a clock that was set back hides nobody.
+func TestNews(t *testing.T) {
+	began := time.Unix(1000, 0)
+	tests := map[string]struct {
+		at    time.Time
+		since time.Duration
+		want  bool
+	}{
+		"since the list":     {began.Add(time.Millisecond), 0, true},
+		"before the list":    {began.Add(-time.Millisecond), 0, false},
+		"by another clock":   {began.Add(-time.Hour), backlog + 1, true},
+		"some time after it": {began.Add(time.Hour), time.Hour, true},
+	}
+	for name, tt := range tests {
+		if got := news(tt.at.UnixNano(), began, tt.since); got != tt.want {
+			t.Errorf("%s: %t", name, got)
+		}
+	}
+}
+
 func TestAddresses(t *testing.T) {
 	host := &cri.PodSandboxStatus{Network: &cri.PodSandboxNetworkStatus{Ip: "192.0.2.1"},
 		Linux: &cri.LinuxPodSandboxStatus{Namespaces: &cri.Namespace{Options: &cri.NamespaceOption{Network: cri.NamespaceMode_NODE}}}}
