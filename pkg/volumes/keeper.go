@@ -419,9 +419,14 @@ func (n *node) say(ctx context.Context, pv *corev1.PersistentVolume, q quota, wh
 // no other volume has it, and lets the volume go.
 func (n *node) drop(ctx context.Context, pv *corev1.PersistentVolume) error {
 	keeps := pv.Spec.PersistentVolumeReclaimPolicy != corev1.PersistentVolumeReclaimDelete
-	if user, err := n.user(pv); err != nil {
+	user, err := n.user(pv)
+	if err == nil && user == "" && !keeps {
+		user, err = n.stranger(ctx, pv)
+	}
+	if err != nil {
 		return err
-	} else if user != "" {
+	}
+	if user != "" {
 		n.events.Event(pv, corev1.EventTypeNormal, "VolumeFolder", "its folder stays: volume "+user+" has it now")
 		keeps = true
 	}
@@ -436,7 +441,7 @@ func (n *node) drop(ctx context.Context, pv *corev1.PersistentVolume) error {
 		n.log.Info("volume removed", "volume", pv.Name, "path", folderOf(pv))
 	}
 	patch := []byte(`{"metadata":{"$deleteFromPrimitiveList/finalizers":["` + finalizer + `"]}}`)
-	_, err := n.client.CoreV1().PersistentVolumes().Patch(ctx, pv.Name, types.StrategicMergePatchType, patch, metav1.PatchOptions{})
+	_, err = n.client.CoreV1().PersistentVolumes().Patch(ctx, pv.Name, types.StrategicMergePatchType, patch, metav1.PatchOptions{})
 	if apierrors.IsNotFound(err) {
 		return nil
 	}
@@ -470,4 +475,27 @@ func (n *node) user(pv *corev1.PersistentVolume) (string, error) {
 		}
 	}
 	return "", err
+}
+
+// stranger is a volume that podo did not make and that has the folder of this one, or one around
+// or in it. It asks the API server, as the node follows no volumes but its own.
+func (n *node) stranger(ctx context.Context, pv *corev1.PersistentVolume) (string, error) {
+	root, _, err := n.find(folderOf(pv))
+	if err != nil {
+		return "", err
+	}
+	here, err := n.client.CoreV1().Nodes().Get(ctx, n.name, metav1.GetOptions{})
+	if err != nil {
+		return "", err
+	}
+	all, err := n.client.CoreV1().PersistentVolumes().List(ctx, metav1.ListOptions{})
+	if err != nil {
+		return "", err
+	}
+	for _, other := range all.Items {
+		if other.DeletionTimestamp == nil && strange(&other, here, root) && overlap(pathOf(&other), folderOf(pv)) {
+			return other.Name, nil
+		}
+	}
+	return "", nil
 }

@@ -10,6 +10,10 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/informers"
+	"k8s.io/client-go/kubernetes/fake"
+
+	"github.com/podo-dev/podo/pkg/paths"
 )
 
 func TestUnenforcedSizesAreToldOnceForEachRoot(t *testing.T) {
@@ -43,5 +47,18 @@ func TestRemovalDoesWithoutQuotas(t *testing.T) {
 	}
 	if _, err := os.Stat(dir + "/v"); !os.IsNotExist(err) {
 		t.Errorf("the folder is there: %v", err)
+	}
+}
+
+// TestRemovalSparesOthers: a folder that a volume has which podo did not make is not removed.
+func TestRemovalSparesOthers(t *testing.T) {
+	pv := &corev1.PersistentVolume{ObjectMeta: metav1.ObjectMeta{Name: "pvc-1", Labels: map[string]string{nodeLabel: "box"}, Annotations: map[string]string{provisionedBy: Driver}}}
+	pv.Spec.Local = &corev1.LocalVolumeSource{Path: "/data/a/shop/data"}
+	for path, want := range map[string]string{"/data/a/shop/data": "theirs", "/data/a/shop/data/x": "theirs", "/data/a/shop/other": "", "/data/a": ""} {
+		n := &node{name: "box", standard: "/data/a", own: paths.New("/var/lib/podo"), client: fake.NewClientset(nodeOf(twoRoots), pv, foreign(path, "box.local"))}
+		n.settings = informers.NewSharedInformerFactory(n.client, 0).Core().V1().ConfigMaps().Lister()
+		if got, err := n.stranger(t.Context(), pv); err != nil || got != want {
+			t.Errorf("%s: %q, %v; want %q", path, got, err, want)
+		}
 	}
 }

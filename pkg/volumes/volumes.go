@@ -22,9 +22,11 @@ import (
 	"encoding/json"
 	"fmt"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	corev1 "k8s.io/api/core/v1"
+	scheduling "k8s.io/component-helpers/scheduling/corev1"
 )
 
 // Driver is the provisioner that storage classes name. It is that of
@@ -110,4 +112,32 @@ func folderOf(pv *corev1.PersistentVolume) string {
 		return ""
 	}
 	return pv.Spec.Local.Path
+}
+
+// pathOf is the folder that a volume is, whoever made it, or empty.
+func pathOf(pv *corev1.PersistentVolume) string {
+	switch {
+	case pv.Spec.Local != nil:
+		return filepath.Clean(pv.Spec.Local.Path)
+	case pv.Spec.HostPath != nil:
+		return filepath.Clean(pv.Spec.HostPath.Path)
+	}
+	return ""
+}
+
+// strange reports whether a volume that no Provisioner made may be in one of a node's roots.
+// One that is a root or around it, such as a backup's, has no folder to itself there.
+func strange(pv *corev1.PersistentVolume, node *corev1.Node, roots ...string) bool {
+	inside := func(root string) bool {
+		_, ok := below(root, pathOf(pv))
+		return ok
+	}
+	if folderOf(pv) != "" || !slices.ContainsFunc(roots, inside) {
+		return false
+	}
+	if pv.Spec.NodeAffinity == nil || pv.Spec.NodeAffinity.Required == nil {
+		return true
+	}
+	here, err := scheduling.MatchNodeSelectorTerms(node, pv.Spec.NodeAffinity.Required)
+	return here || err != nil
 }
