@@ -356,9 +356,7 @@ func (n *node) make(ctx context.Context, root *os.File, rel string, pv *corev1.P
 		return quota{}, err
 	}
 	if !fresh && q.Project != 0 {
-		if projectOfPath(root, rel) != q.Project {
-			why = errors.New("its folder was there before, with files that are not counted")
-		}
+		q.Project, why = n.adopt(root, rel, pv, q)
 	}
 	if why != nil {
 		q = quota{}
@@ -389,12 +387,37 @@ func projectOfPath(root *os.File, rel string) uint32 {
 	return projectOf(dir)
 }
 
+// adopt holds a folder that was there before to the size of its new volume, by the project
+// that its files are counted in: that of a volume which was released and is retained.
+func (n *node) adopt(root *os.File, rel string, pv *corev1.PersistentVolume, q quota) (uint32, error) {
+	found := projectOfPath(root, rel)
+	switch {
+	case found == q.Project:
+		return found, nil
+	case !inherits(found, n.others(pv, found)):
+		return 0, errors.New("its folder was there before, with files that are not counted")
+	}
+	return found, restrict(root, found, q.Limit)
+}
+
+// inherits reports whether a new volume may have the project of its folder, which other volumes
+// have, too: it is of a volume, and of none in use.
+func inherits(project uint32, others []*corev1.PersistentVolume) bool {
+	inUse := func(pv *corev1.PersistentVolume) bool { return pv.Status.Phase != corev1.VolumeReleased }
+	return project >= firstProject && !slices.ContainsFunc(others, inUse)
+}
+
 // taken reports whether another volume of the node has a project.
 func (n *node) taken(pv *corev1.PersistentVolume, project uint32) bool {
-	all, err := n.volumes.List(everything())
-	return err == nil && slices.ContainsFunc(all, func(other *corev1.PersistentVolume) bool {
+	return len(n.others(pv, project)) > 0
+}
+
+// others are the other volumes of the node that have a project.
+func (n *node) others(pv *corev1.PersistentVolume, project uint32) []*corev1.PersistentVolume {
+	all, _ := n.volumes.List(everything()) // from memory
+	return slices.DeleteFunc(all, func(other *corev1.PersistentVolume) bool {
 		q, _ := quotaOf(other)
-		return other.Name != pv.Name && q.Project == project
+		return other.Name == pv.Name || q.Project != project
 	})
 }
 

@@ -62,3 +62,29 @@ func TestRemovalSparesOthers(t *testing.T) {
 		}
 	}
 }
+
+func TestInherits(t *testing.T) {
+	of := func(phases ...corev1.PersistentVolumePhase) (out []*corev1.PersistentVolume) {
+		for _, p := range phases {
+			out = append(out, &corev1.PersistentVolume{Status: corev1.PersistentVolumeStatus{Phase: p}})
+		}
+		return out
+	}
+	tests := map[string]struct {
+		project uint32
+		others  []*corev1.PersistentVolume
+		want    bool
+	}{
+		"none":                    {0, nil, false},
+		"somebody's own":          {7, nil, false},
+		"of one that is no more":  {firstProject, nil, true},
+		"of one that is retained": {firstProject, of(corev1.VolumeReleased), true},
+		"of one in use":           {firstProject, of(corev1.VolumeReleased, corev1.VolumeBound), false},
+		"of one to be used":       {firstProject, of(corev1.VolumeAvailable), false},
+	}
+	for name, tt := range tests {
+		if got := inherits(tt.project, tt.others); got != tt.want {
+			t.Errorf("%s: %t", name, got)
+		}
+	}
+}
