@@ -320,7 +320,7 @@ func TestQuotaOfFolderTakenOver(t *testing.T) {
 	if _, err := create(root, "v", "pvc-old", func(dir *os.File) error { return errors.Join(assign(dir, id), restrict(dir, id, 8<<20)) }); err != nil {
 		t.Fatal(err)
 	}
-	for phase, want := range map[corev1.PersistentVolumePhase]quota{corev1.VolumeReleased: {32 << 20, id}, corev1.VolumeBound: {}} {
+	for phase, want := range map[corev1.PersistentVolumePhase]quota{corev1.VolumeReleased: {Limit: 32 << 20, Project: id}, corev1.VolumeBound: {}} {
 		old := &corev1.PersistentVolume{ObjectMeta: metav1.ObjectMeta{Name: "pvc-old", Annotations: map[string]string{quotaKey: fmt.Sprintf(`{"limit":8388608,"project":%d}`, id)}}}
 		old.Status.Phase = phase
 		pv := &corev1.PersistentVolume{ObjectMeta: metav1.ObjectMeta{Name: "pvc-new", UID: "new"}}

@@ -471,12 +471,33 @@ func (n *node) drop(ctx context.Context, pv *corev1.PersistentVolume) error {
 	return err
 }
 
+// begin notes that a folder is being removed. One that is missing before that was not removed: it
+// is on a disk that is not there.
+func (n *node) begin(ctx context.Context, root *os.File, rel string, pv *corev1.PersistentVolume) error {
+	q, said := quotaOf(pv)
+	if !said || q.Removing {
+		return nil
+	}
+	dir, err := tree.Open(root, rel)
+	if errors.Is(err, os.ErrNotExist) {
+		return fmt.Errorf("%w; it was made earlier, and is not removed: bring its disk back, or take the finalizer %s from the volume to let it go without", err, finalizer)
+	}
+	if err == nil {
+		dir.Close()
+	}
+	q.Removing = true
+	return n.say(ctx, pv, q, errRemoving)
+}
+
 func (n *node) remove(ctx context.Context, path, rel string, pv *corev1.PersistentVolume) error {
 	root, err := openRoot(path)
 	if err != nil {
 		return err
 	}
 	defer root.Close()
+	if err := n.begin(ctx, root, rel, pv); err != nil {
+		return err
+	}
 	if err := destroy(root, rel, pv.Name, ctx.Done()); err != nil {
 		return err
 	}

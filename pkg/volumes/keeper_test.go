@@ -30,9 +30,9 @@ func TestUnenforcedSizesAreToldOnceForEachRoot(t *testing.T) {
 	}
 }
 
-// TestRemovalDoesWithoutQuotas: the folder of a volume that had a quota goes, though its disk
+// TestRemovalDoesWithoutLimits: the folder of a volume that had a quota goes, though its disk
 // is mounted without quotas now.
-func TestRemovalDoesWithoutQuotas(t *testing.T) {
+func TestRemovalDoesWithoutLimits(t *testing.T) {
 	dir := t.TempDir()
 	if quotas(rootOf(t, dir)) == nil {
 		t.Skip("this file system has project quotas")
@@ -40,8 +40,8 @@ func TestRemovalDoesWithoutQuotas(t *testing.T) {
 	if err := os.Mkdir(dir+"/v", 0o700); err != nil {
 		t.Fatal(err)
 	}
-	n := &node{log: slog.New(slog.DiscardHandler)}
 	pv := &corev1.PersistentVolume{ObjectMeta: metav1.ObjectMeta{Name: "pvc-1", Annotations: map[string]string{quotaKey: `{"limit":1024,"project":1073741825}`}}}
+	n := &node{log: slog.New(slog.DiscardHandler), client: fake.NewClientset(pv)}
 	if err := n.remove(t.Context(), dir, "v", pv); err != nil {
 		t.Error(err)
 	}
@@ -85,6 +85,42 @@ func TestInherits(t *testing.T) {
 	for name, tt := range tests {
 		if got := inherits(tt.project, tt.others); got != tt.want {
 			t.Errorf("%s: %t", name, got)
+		}
+	}
+}
+
+// TestRemovalWaitsForItsDisk: a folder that is missing is not removed, unless its removal was begun.
+func TestRemovalWaitsForItsDisk(t *testing.T) {
+	for _, said := range []string{none + "no quotas", `{"limit":1024,"project":1073741825}`, ""} {
+		dir := t.TempDir()
+		pv := &corev1.PersistentVolume{ObjectMeta: metav1.ObjectMeta{Name: "pvc-1", Annotations: map[string]string{}}}
+		if said != "" {
+			pv.Annotations[quotaKey] = said
+		}
+		n := &node{log: slog.New(slog.DiscardHandler), client: fake.NewClientset(pv)}
+		err := n.remove(t.Context(), dir, "v", pv)
+		if said == "" { // it was never made
+			if err != nil {
+				t.Error(err)
+			}
+			continue
+		}
+		if err == nil || !strings.Contains(err.Error(), "bring its disk back") {
+			t.Errorf("%s: a folder on a disk that is not there: %v", said, err)
+		}
+		if err := os.Mkdir(dir+"/v", 0o700); err != nil {
+			t.Fatal(err)
+		}
+		for range 2 { // the second time as after an end in between
+			if err := n.remove(t.Context(), dir, "v", pv); err != nil {
+				t.Errorf("%s: %v", said, err)
+			}
+			if pv, err = n.client.CoreV1().PersistentVolumes().Get(t.Context(), "pvc-1", metav1.GetOptions{}); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if q, _ := quotaOf(pv); !q.Removing || (q.Project != 0) == strings.HasPrefix(said, none) {
+			t.Errorf("%s: noted %+v", said, q)
 		}
 	}
 }

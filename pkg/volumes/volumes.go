@@ -20,6 +20,7 @@ package volumes
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"path/filepath"
 	"slices"
@@ -90,13 +91,20 @@ func overlap(a, b string) bool {
 
 // A quota is what holds a volume to its size.
 type quota struct {
-	Limit   int64  `json:"limit"`   // bytes
-	Project uint32 `json:"project"` // of the file system
+	Limit    int64  `json:"limit"`              // bytes
+	Project  uint32 `json:"project"`            // of the file system
+	Removing bool   `json:"removing,omitempty"` // its folder, so that one that is missing has gone
 }
+
+// errRemoving is why nothing holds a volume that had no quota to its size at its end.
+var errRemoving = errors.New("its folder is being removed")
 
 // quotaOf is what the node says of a volume: a quota, or none.
 func quotaOf(pv *corev1.PersistentVolume) (q quota, said bool) {
 	text, said := pv.Annotations[quotaKey]
+	if text == none+errRemoving.Error() {
+		return quota{Removing: true}, true
+	}
 	if said && !strings.HasPrefix(text, none) && json.Unmarshal([]byte(text), &q) != nil {
 		return quota{}, false
 	}
