@@ -109,10 +109,14 @@ func (k *compiler) forward() {
 	add("not a pod's", "iifname !=", k.at.Bridge, "oifname !=", k.at.Bridge, "accept")
 	add("neighbours", from, to, "icmpv6 type { nd-router-solicit, nd-router-advert, nd-neighbor-solicit, nd-neighbor-advert,",
 		"mld-listener-query, mld-listener-report, mld-listener-done, mld2-listener-report } accept")
+	// A source is a known pod's whatever it is: one that no pod has would be nobody's egress.
 	for i, f := range k.families {
 		known := k.set("pods"+f.name, f.kind)
-		add("not known yet", from, f.ip, "saddr", k.at.Pods[i], f.ip, "saddr !=", known, "drop")
+		add("from no known pod", from, f.ip, "saddr !=", known, "drop")
 		add("not known yet", to, f.ip, "daddr", k.at.Pods[i], f.ip, "daddr !=", known, "drop")
+	}
+	for _, ip := range k.unused() {
+		add("of a family that no pod has", from, "meta nfproto", ip, "drop")
 	}
 	add("to nobody in particular", from, to, "ip daddr { 169.254.0.0/16, 224.0.0.0/4, 255.255.255.255 } drop")
 	add("to nobody in particular", from, to, "ip6 daddr { fe80::/10, ff00::/8 } drop")
@@ -128,6 +132,27 @@ func (k *compiler) forward() {
 			add("", f.end(d.self), "vmap", verdicts)
 		}
 	}
+}
+
+// untagged are the rules for frames between ports of the bridge. The kernel shows the forward
+// hook no packet in a frame with VLAN tags, and the pod at the other end takes off
+// those that name no VLAN.
+func untagged(at place, held bool) *ruleset {
+	out := newRuleset()
+	if held {
+		out.chains[base] = &chain{rules: []rule{{"meta ibrname " + at.Bridge + " ether type { 8021q, 8021ad } drop", "not seen by policies"}}}
+	}
+	return out
+}
+
+// unused are the families that this cluster's pods have no addresses of.
+func (k *compiler) unused() (out []string) {
+	for _, any := range []netip.Addr{netip.IPv4Unspecified(), netip.IPv6Unspecified()} {
+		if f := familyOf(any); !slices.Contains(k.families, f) {
+			out = append(out, "ipv"+f.name)
+		}
+	}
+	return out
 }
 
 // set returns the reference to a set, which is made if it is not there.

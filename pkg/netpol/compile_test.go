@@ -116,7 +116,7 @@ func TestCompile(t *testing.T) {
 func TestHold(t *testing.T) {
 	there := pod{UID: "old", Addrs: []netip.Addr{netip.MustParseAddr("10.42.0.9")}}
 	got := dump(t, compile(cluster{}, []pod{there}, place{"cni0", ranges(t)[:1]}, true))
-	for _, want := range []string{"pods4 { 10.42.0.9 }", "ip daddr 10.42.0.0/16 ip daddr != @pods4 drop"} {
+	for _, want := range []string{"pods4 { 10.42.0.9 }", "ip daddr 10.42.0.0/16 ip daddr != @pods4 drop", "iifname cni0 ip saddr != @pods4 drop", "iifname cni0 meta nfproto ipv6 drop"} {
 		if !strings.Contains(got, want) {
 			t.Errorf("no %q in\n%s", want, got)
 		}

@@ -46,7 +46,8 @@ import (
 	"github.com/podo-dev/podo/pkg/plan"
 )
 
-// Table is the nftables table that holds the policies, of the family inet.
+// Table is the nftables table that holds the policies, of the family inet. One of the family
+// bridge has the same name.
 const Table = "podo-netpol"
 
 // Enforcer is the network policy of one node.
@@ -99,8 +100,14 @@ func (e *Enforcer) run(ctx context.Context, ready func()) error {
 		default:
 		}
 	}
+	frames := &table{}
+	if of, err := knftables.New(knftables.BridgeFamily, Table); err != nil {
+		e.log.Warn(framesEscape, "component", e.Name(), "err", err)
+	} else {
+		frames.nft = of
+	}
 	own := &sandboxes{engine: cri.NewRuntimeServiceClient(conn), known: map[string]pod{}, changed: poke}
-	k := keeper{Enforcer: e, nft: nft, own: own, source: newSource(client, poke)}
+	k := keeper{Enforcer: e, packets: &table{nft: nft}, frames: frames, own: own, source: newSource(client, poke)}
 	if err := k.begin(ctx); err != nil {
 		return err
 	}
@@ -115,19 +122,23 @@ func Leave(p paths.Paths) lifecycle.Component {
 		if err := os.Remove(memoryFile(p)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return err
 		}
-		nft, err := knftables.New(knftables.InetFamily, Table)
-		if err != nil {
-			return nil // a kernel without nftables holds none of ours
-		}
-		if _, err := nft.List(ctx, "chains"); err != nil {
-			return nil
-		}
-		if err := nft.Run(ctx, newRuleset().transaction(nft, nil)); err != nil {
-			return fmt.Errorf("nftables: %w", err)
+		for _, f := range []knftables.Family{knftables.InetFamily, knftables.BridgeFamily} {
+			nft, err := knftables.New(f, Table)
+			if err != nil {
+				continue // a kernel without nftables holds none of ours
+			}
+			if _, err := nft.List(ctx, "chains"); err != nil {
+				continue
+			}
+			if err := (&table{nft: nft}).apply(ctx, newRuleset()); err != nil {
+				return err
+			}
 		}
 		return nil
 	})
 }
+
+const framesEscape = "what pods of this node send each other in VLAN tags escapes network policy; a kernel with CONFIG_NFT_BRIDGE_META holds it too"
 
 // bridgeFiltered reports whether the kernel shows packets between ports of a bridge to
 // the forward hook.
@@ -136,16 +147,17 @@ func bridgeFiltered() bool {
 	return err == nil && strings.TrimSpace(string(text)) == "1"
 }
 
-// keeper keeps the kernel's table as the cluster says.
+// keeper keeps the kernel's tables as the cluster says.
 type keeper struct {
 	*Enforcer
-	nft    knftables.Interface
-	own    *sandboxes
-	source *source
+	packets *table
+	frames  *table // no nft: the kernel has no such table
+	own     *sandboxes
+	source  *source
 
 	last    *cluster // what was seen last; nil: nothing yet
-	inForce *ruleset // what the kernel has; nil: not known
 	follows bool     // the engine is followed
+	told    bool     // that frames are not held
 	memory  memory
 }
 
@@ -161,7 +173,7 @@ func (k *keeper) begin(ctx context.Context) error {
 	if last != nil {
 		return k.enforce(ctx)
 	}
-	switch _, err := k.nft.List(ctx, "chains"); {
+	switch _, err := k.packets.nft.List(ctx, "chains"); {
 	case err == nil:
 		return nil
 	case !knftables.IsNotFound(err):
@@ -227,12 +239,14 @@ func wait(ctx context.Context, d time.Duration) {
 // look finds out whether somebody has deleted the table, as a firewall that starts
 // afresh may do.
 func (k *keeper) look(ctx context.Context) {
-	if k.inForce == nil || len(k.inForce.chains) == 0 {
-		return
-	}
-	if _, err := k.nft.List(ctx, "chains"); knftables.IsNotFound(err) {
-		k.log.Warn("network policies were deleted from the kernel", "component", k.Name())
-		k.inForce = nil
+	for _, t := range []*table{k.packets, k.frames} {
+		if t.inForce == nil || len(t.inForce.chains) == 0 {
+			continue
+		}
+		if _, err := t.nft.List(ctx, "chains"); knftables.IsNotFound(err) {
+			k.log.Warn("network policies were deleted from the kernel", "component", k.Name())
+			t.inForce = nil
+		}
 	}
 }
 
@@ -249,20 +263,18 @@ func (k *keeper) enforce(ctx context.Context) error {
 	return k.apply(ctx, compile(*k.last, k.own.pods(), k.at, false))
 }
 
+// apply puts rules in force. A kernel that cannot look at frames holds packets all the same.
 func (k *keeper) apply(ctx context.Context, next *ruleset) error {
-	tx := next.transaction(k.nft, k.inForce)
-	if tx.NumOperations() == 0 {
+	if err := k.packets.apply(ctx, next); err != nil {
+		return err
+	}
+	if k.frames.nft == nil {
 		return nil
 	}
-	err := k.nft.Run(ctx, tx)
-	if err != nil && k.inForce != nil {
-		// The table was not as it was left.
-		err = k.nft.Run(ctx, next.transaction(k.nft, nil))
+	err := k.frames.apply(ctx, untagged(k.at, len(next.chains) > 0))
+	if err != nil && !k.told && k.last != nil && len(k.last.Policies) > 0 {
+		k.told = true
+		k.log.Warn(framesEscape, "component", k.Name(), "err", err)
 	}
-	if err != nil {
-		k.inForce = nil
-		return fmt.Errorf("nftables: %w", err)
-	}
-	k.inForce = next
 	return nil
 }

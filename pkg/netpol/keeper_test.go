@@ -110,6 +110,7 @@ func (e *engine) serve(t *testing.T) cri.RuntimeServiceClient {
 func run(t *testing.T, dir string, e *engine, client *fake.Clientset) (nft *knftables.Fake, stop func()) {
 	t.Helper()
 	nft = knftables.NewFake(knftables.InetFamily, Table)
+	frames := knftables.NewFake(knftables.BridgeFamily, Table)
 	changed := make(chan struct{}, 1)
 	poke := func() {
 		select {
@@ -119,7 +120,8 @@ func run(t *testing.T, dir string, e *engine, client *fake.Clientset) (nft *knft
 	}
 	k := keeper{
 		Enforcer: New(plan.Policy{Paths: paths.Paths{Data: dir}, PodCIDR: ranges(t)[:1]}, "cni0", nil, slog.New(slog.DiscardHandler)),
-		nft:      nft,
+		packets:  &table{nft: nft},
+		frames:   &table{nft: frames},
 		own:      &sandboxes{engine: e.serve(t), known: map[string]pod{}, changed: poke},
 		source:   newSource(client, poke),
 	}
@@ -224,6 +226,47 @@ func TestKeeper(t *testing.T) {
 	stop()
 	nft, _ = run(t, dir, e, deaf)
 	shows(t, nft, "remembered that there is none", "!table")
+}
+
+// TestFrames: frames are held while packets are, and a kernel that cannot does with the packets.
+func TestFrames(t *testing.T) {
+	frames := knftables.NewFake(knftables.BridgeFamily, Table)
+	k := keeper{
+		Enforcer: New(plan.Policy{PodCIDR: ranges(t)}, "cni0", nil, slog.New(slog.DiscardHandler)),
+		packets:  &table{nft: knftables.NewFake(knftables.InetFamily, Table)}, frames: &table{nft: frames},
+	}
+	for _, held := range []bool{true, false} {
+		if err := k.apply(t.Context(), compile(cluster{}, nil, k.at, held)); err != nil {
+			t.Fatal(err)
+		}
+		if got := frames.Table != nil; got != held {
+			t.Errorf("frames are held: %t, want %t", got, held)
+		}
+	}
+	k.frames.nft = nil
+	if err := k.apply(t.Context(), compile(cluster{}, nil, k.at, true)); err != nil {
+		t.Error(err)
+	}
+}
+
+// TestNews: what happened before the list is none, but a clock that was set back hides nobody.
+func TestNews(t *testing.T) {
+	began := time.Unix(1000, 0)
+	tests := map[string]struct {
+		at    time.Time
+		since time.Duration
+		want  bool
+	}{
+		"since the list":     {began.Add(time.Millisecond), 0, true},
+		"before the list":    {began.Add(-time.Millisecond), 0, false},
+		"by another clock":   {began.Add(-time.Hour), backlog + 1, true},
+		"some time after it": {began.Add(time.Hour), time.Hour, true},
+	}
+	for name, tt := range tests {
+		if got := news(tt.at.UnixNano(), began, tt.since); got != tt.want {
+			t.Errorf("%s: %t", name, got)
+		}
+	}
 }
 
 func TestAddresses(t *testing.T) {

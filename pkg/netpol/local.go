@@ -116,10 +116,11 @@ func (s *sandboxes) hear(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	began := time.Now().UnixNano()
+	began := time.Now()
 	if err := s.list(ctx); err != nil {
 		return err
 	}
+	listed := time.Now()
 	s.changed()
 	for {
 		event, err := stream.Recv()
@@ -130,10 +131,19 @@ func (s *sandboxes) hear(ctx context.Context) error {
 		if id == "" {
 			id = event.GetContainerId()
 		}
-		if event.GetCreatedAt() >= began && s.note(id, event.GetPodSandboxStatus()) {
+		if news(event.GetCreatedAt(), began, time.Since(listed)) && s.note(id, event.GetPodSandboxStatus()) {
 			s.changed()
 		}
 	}
+}
+
+// backlog is how long what a stream tells first may be older than the list.
+const backlog = 5 * time.Second
+
+// news reports whether an event is not older than the list. Later on all are news: what the
+// clock said then would be wrong for long if it was set back.
+func news(at int64, began time.Time, since time.Duration) bool {
+	return since > backlog || at >= began.UnixNano()
 }
 
 // addresses are a sandbox's own, so none if it has the node's.

@@ -9,6 +9,7 @@ import (
 	"net/netip"
 	"os"
 	"runtime"
+	"strings"
 	"testing"
 	"time"
 
@@ -212,6 +213,109 @@ func TestPackets(t *testing.T) {
 	})
 }
 
+// TestForeignSource: who says to be somebody that no pod is escapes no policy of its own.
+func TestForeignSource(t *testing.T) {
+	at, pods, c := node(t)
+	within(t, pods["c"], func() error {
+		return errors.Join(os.WriteFile("/proc/sys/net/ipv4/conf/all/rp_filter", []byte("0"), 0o644), os.WriteFile("/proc/sys/net/ipv4/conf/eth0/rp_filter", []byte("0"), 0o644))
+	})
+	p := loud(10, 42, 0, 4)
+	p.from = [4]byte{198, 51, 100, 7}
+	// The first packet of all may have to wait for a neighbour.
+	if !hears(t, pods["b"], pods["c"], p) && !hears(t, pods["b"], pods["c"], p) {
+		t.Fatal("without policies it is not heard")
+	}
+	c.Policies = objects(t, "apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {namespace: x, name: p}\nspec: {podSelector: {matchLabels: {pod: b}}, policyTypes: [Egress]}").Policies
+	within(t, at, func() error {
+		nft, err := knftables.New(knftables.InetFamily, Table)
+		if err != nil {
+			return err
+		}
+		return nft.Run(t.Context(), compile(c, c.Pods, place{"cni0", ranges(t)}, false).transaction(nft, nil))
+	})
+	if hears(t, pods["b"], pods["c"], p) {
+		t.Error("it is heard")
+	}
+	if p.from = [4]byte{}; !hears(t, pods["a"], pods["c"], p) && !hears(t, pods["a"], pods["c"], p) {
+		t.Error("another pod is not heard")
+	}
+}
+
+// TestTaggedFrames: a packet in VLAN tags passes no policy by.
+func TestTaggedFrames(t *testing.T) {
+	at, pods, c := node(t)
+	c.Policies = objects(t, "apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {namespace: x, name: p}\nspec: {podSelector: {matchLabels: {pod: a}}}").Policies
+	next := compile(c, c.Pods, place{"cni0", ranges(t)}, false)
+	apply := func(family knftables.Family, next *ruleset) error {
+		return machine.In(at, func() error {
+			nft, err := knftables.New(family, Table)
+			if err != nil {
+				return err
+			}
+			return (&table{nft: nft}).apply(t.Context(), next)
+		})
+	}
+	if err := apply(knftables.InetFamily, next); err != nil {
+		t.Fatal(err)
+	}
+	const q, ad = "\x81\x00\x00\x00", "\x88\xa8\x00\x00"
+	if !tagged(t, pods["b"], pods["a"], q) {
+		t.Skip("this kernel shows packets in frames with VLAN tags to policies, or to nobody")
+	}
+	frames := untagged(place{Bridge: "cni0"}, true)
+	if err := apply(knftables.BridgeFamily, frames); err != nil {
+		t.Logf("of all bridges, as this kernel cannot tell them apart: %v", err)
+		frames.chains[base].rules[0].text = strings.TrimPrefix(frames.chains[base].rules[0].text, "meta ibrname cni0 ")
+		if err := apply(knftables.BridgeFamily, frames); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, tags := range []string{"", q, ad, q + q, ad + q, q + q + q} {
+		if tagged(t, pods["b"], pods["a"], tags) {
+			t.Errorf("with tags %x it is heard", tags)
+		}
+	}
+	if !hears(t, pods["b"], pods["c"], loud(10, 42, 0, 4)) && !hears(t, pods["b"], pods["c"], loud(10, 42, 0, 4)) {
+		t.Error("a frame without tags is not heard by who hears all")
+	}
+}
+
+// tagged reports whether a packet in a frame with these VLAN tags comes from b to a.
+func tagged(t *testing.T, b, a *os.File, tags string) bool {
+	t.Helper()
+	mac := func(p *os.File) (out string) {
+		within(t, p, func() error {
+			link, err := netlink.LinkByName("eth0")
+			if err == nil {
+				out = string(link.Attrs().HardwareAddr)
+			}
+			return err
+		})
+		return out
+	}
+	ip := []byte{0x45, 0, 0, 28, 0, 0, 0, 0, 64, unix.IPPROTO_UDP, 0, 0, 10, 42, 0, 3, 10, 42, 0, 2}
+	var sum uint32
+	for i := 0; i < len(ip); i += 2 {
+		sum += uint32(binary.BigEndian.Uint16(ip[i:]))
+	}
+	binary.BigEndian.PutUint16(ip[10:], ^uint16(sum+sum>>16))
+	frame := mac(a) + mac(b) + tags + "\x08\x00" + string(ip) + string(loud(0, 0, 0, 0).body)
+	return heard(t, a, unix.IPPROTO_UDP, func() {
+		within(t, b, func() error {
+			s, err := unix.Socket(unix.AF_PACKET, unix.SOCK_RAW, 0)
+			if err != nil {
+				return err
+			}
+			defer unix.Close(s)
+			link, err := netlink.LinkByName("eth0")
+			if err != nil {
+				return err
+			}
+			return unix.Sendto(s, []byte(frame), 0, &unix.SockaddrLinklayer{Ifindex: link.Attrs().Index})
+		})
+	})
+}
+
 // linkLocal is where a pod listens for those on its link.
 func linkLocal(t *testing.T, p *os.File) (at string) {
 	t.Helper()
@@ -241,13 +345,14 @@ func linkLocal(t *testing.T, p *os.File) (at string) {
 // A packet that pod a may hear: a protocol's, to an address.
 type packet struct {
 	protocol int
+	from     [4]byte // zero for the sender's own
 	to       [4]byte
 	body     []byte
 }
 
 // loud is an empty datagram to many.
 func loud(to ...byte) packet {
-	return packet{unix.IPPROTO_UDP, [4]byte(to), []byte{0, 99, 0, 99, 0, 8, 0, 0}}
+	return packet{protocol: unix.IPPROTO_UDP, to: [4]byte(to), body: []byte{0, 99, 0, 99, 0, 8, 0, 0}}
 }
 
 // sctp asks a, at 10.42.0.2, for an association.
@@ -261,15 +366,32 @@ func sctp(port uint16) packet {
 	binary.BigEndian.PutUint32(b[20:], 1<<16)   // window
 	binary.BigEndian.PutUint32(b[24:], 1<<16|1) // streams
 	binary.LittleEndian.PutUint32(b[8:], crc32.Checksum(b, crc32.MakeTable(crc32.Castagnoli)))
-	return packet{unix.IPPROTO_SCTP, [4]byte{10, 42, 0, 2}, b}
+	return packet{protocol: unix.IPPROTO_SCTP, to: [4]byte{10, 42, 0, 2}, body: b}
 }
 
 // hears reports whether a packet from one pod comes to another.
 func hears(t *testing.T, from, to *os.File, p packet) bool {
 	t.Helper()
+	return heard(t, to, p.protocol, func() {
+		within(t, from, func() error {
+			s, err := unix.Socket(unix.AF_INET, unix.SOCK_RAW, p.protocol)
+			if err != nil {
+				return err
+			}
+			defer unix.Close(s)
+			return errors.Join(unix.SetsockoptInt(s, unix.SOL_SOCKET, unix.SO_BROADCAST, 1), unix.BindToDevice(s, "eth0"),
+				unix.SetsockoptInt(s, unix.SOL_IP, unix.IP_TRANSPARENT, 1), unix.Bind(s, &unix.SockaddrInet4{Addr: p.from}),
+				unix.Sendto(s, p.body, 0, &unix.SockaddrInet4{Addr: p.to}))
+		})
+	})
+}
+
+// heard reports whether a packet of a protocol comes to a pod when send has been called.
+func heard(t *testing.T, to *os.File, protocol int, send func()) bool {
+	t.Helper()
 	var listener int
 	within(t, to, func() (err error) {
-		listener, err = unix.Socket(unix.AF_INET, unix.SOCK_RAW, p.protocol)
+		listener, err = unix.Socket(unix.AF_INET, unix.SOCK_RAW, protocol)
 		return err
 	})
 	defer unix.Close(listener)
@@ -277,15 +399,7 @@ func hears(t *testing.T, from, to *os.File, p packet) bool {
 	if err := unix.SetsockoptTimeval(listener, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &patience); err != nil {
 		t.Fatal(err)
 	}
-	within(t, from, func() error {
-		s, err := unix.Socket(unix.AF_INET, unix.SOCK_RAW, p.protocol)
-		if err != nil {
-			return err
-		}
-		defer unix.Close(s)
-		return errors.Join(unix.SetsockoptInt(s, unix.SOL_SOCKET, unix.SO_BROADCAST, 1), unix.BindToDevice(s, "eth0"),
-			unix.Sendto(s, p.body, 0, &unix.SockaddrInet4{Addr: p.to}))
-	})
+	send()
 	_, _, err := unix.Recvfrom(listener, make([]byte, 100), 0)
 	if err != nil && !errors.Is(err, unix.EAGAIN) {
 		t.Fatal(err)

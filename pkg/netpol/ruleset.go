@@ -2,6 +2,8 @@ package netpol
 
 import (
 	"cmp"
+	"context"
+	"fmt"
 	"maps"
 	"slices"
 	"strings"
@@ -37,6 +39,31 @@ type set struct {
 
 func newRuleset() *ruleset {
 	return &ruleset{chains: map[string]*chain{}, sets: map[string]*set{}}
+}
+
+// A table is one of the kernel's.
+type table struct {
+	nft     knftables.Interface
+	inForce *ruleset // what the kernel has; nil: not known
+}
+
+// apply makes the table hold next.
+func (t *table) apply(ctx context.Context, next *ruleset) error {
+	tx := next.transaction(t.nft, t.inForce)
+	if tx.NumOperations() == 0 {
+		return nil
+	}
+	err := t.nft.Run(ctx, tx)
+	if err != nil && t.inForce != nil {
+		// The table was not as it was left.
+		err = t.nft.Run(ctx, next.transaction(t.nft, nil))
+	}
+	if err != nil {
+		t.inForce = nil
+		return fmt.Errorf("nftables: %w", err)
+	}
+	t.inForce = next
+	return nil
 }
 
 // transaction makes next of last, or of whatever there is if last is nil.

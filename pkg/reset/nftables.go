@@ -26,6 +26,8 @@ func (t tableName) String() string {
 		return "ip6 " + t.name
 	case unix.NFPROTO_INET:
 		return "inet " + t.name
+	case unix.NFPROTO_BRIDGE:
+		return "bridge " + t.name
 	}
 	return fmt.Sprintf("family-%d %s", t.family, t.name)
 }
@@ -40,7 +42,7 @@ func isOurTable(t tableName) bool {
 	case "cni_hostport", "cni_plugins_masquerade":
 		return ip || inet
 	}
-	return strings.HasPrefix(t.name, "podo") && (ip || inet)
+	return strings.HasPrefix(t.name, "podo") && (ip || inet || t.family == unix.NFPROTO_BRIDGE)
 }
 
 func ourTables() ([]tableName, error) {

@@ -283,7 +283,7 @@ func smallMachine(t *testing.T) {
 	// Network.
 	linkUp(t)
 	tables := []tableName{{unix.NFPROTO_IPV4, "kube-proxy"}, {unix.NFPROTO_IPV6, "kube-proxy"},
-		{unix.NFPROTO_INET, "cni_plugins_masquerade"}, {unix.NFPROTO_IPV4, "theirs"}}
+		{unix.NFPROTO_INET, "cni_plugins_masquerade"}, {unix.NFPROTO_BRIDGE, "podo-netpol"}, {unix.NFPROTO_IPV4, "theirs"}}
 	must(t, changeTables(unix.NFT_MSG_NEWTABLE, unix.NLM_F_CREATE, tables))
 
 	// Files.

@@ -197,7 +197,7 @@ func conflict(path string, roots []Root, others []corev1.PersistentVolume) error
 		}
 	}
 	for _, pv := range others {
-		other := folderOf(&pv)
+		other := pathOf(&pv)
 		if other == "" || !overlap(path, other) {
 			continue
 		}

@@ -103,11 +103,20 @@ func create(root *os.File, rel, volume string, prepare func(*os.File) error) (fr
 	if err := prepare(made); err != nil {
 		return false, err
 	}
-	fd := int(dir.Fd())
-	if err := unix.Renameat2(fd, early, fd, path.Base(rel), unix.RENAME_NOREPLACE); err != nil {
+	if err := rename(int(dir.Fd()), early, path.Base(rel), unix.Renameat2); err != nil {
 		return false, &fs.PathError{Op: "name", Path: filepath.Join(dir.Name(), path.Base(rel)), Err: err}
 	}
 	return true, dir.Sync()
+}
+
+// rename gives a folder a name that nothing has. File systems that cannot promise that (NFS,
+// FUSE, older ZFS) rename without: root alone writes there, and nothing had the name.
+func rename(dir int, from, to string, renameat2 func(int, string, int, string, uint) error) error {
+	err := renameat2(dir, from, dir, to, unix.RENAME_NOREPLACE)
+	if errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ENOSYS) || errors.Is(err, unix.EOPNOTSUPP) {
+		return renameat2(dir, from, dir, to, 0)
+	}
+	return err
 }
 
 // destroy removes the folder of a volume with all it holds, and those on the way to

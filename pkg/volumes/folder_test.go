@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"log/slog"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -14,6 +15,11 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/resource"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/informers"
+	"k8s.io/client-go/kubernetes/fake"
 )
 
 func rootOf(t *testing.T, path string) *os.File {
@@ -93,6 +99,33 @@ func TestFolderCutShort(t *testing.T) {
 	}
 	if left, _ := os.ReadDir(dir); len(left) > 0 {
 		t.Errorf("left %v", left)
+	}
+}
+
+// TestRename: a file system that cannot promise to replace nothing renames without.
+func TestRename(t *testing.T) {
+	dir := t.TempDir()
+	root := rootOf(t, dir)
+	for _, missing := range []error{unix.EINVAL, unix.ENOSYS, unix.EOPNOTSUPP, nil} {
+		if err := os.Mkdir(dir+"/early", 0o700); err != nil {
+			t.Fatal(err)
+		}
+		err := rename(int(root.Fd()), "early", "late", func(from int, old string, to int, name string, flags uint) error {
+			if flags != 0 && missing != nil {
+				return missing
+			}
+			return unix.Renameat2(from, old, to, name, flags)
+		})
+		if err != nil {
+			t.Errorf("%v: %v", missing, err)
+		}
+		if err := os.Remove(dir + "/late"); err != nil {
+			t.Error(err)
+		}
+	}
+	full := func(int, string, int, string, uint) error { return unix.EEXIST }
+	if err := rename(int(root.Fd()), "early", "late", full); !errors.Is(err, unix.EEXIST) {
+		t.Errorf("a name that is taken: %v", err)
 	}
 }
 
@@ -275,6 +308,36 @@ func testQuota(t *testing.T, disk string) {
 	}
 	if err := fill("c", 40); err != nil {
 		t.Errorf("the limit outlives the volume: %v", err)
+	}
+}
+
+// TestQuotaOfFolderTakenOver: the limit of a retained folder's earlier volume gives way to that
+// of its new one, but that of a volume in use stays.
+func TestQuotaOfFolderTakenOver(t *testing.T) {
+	disk := quotaDisk(t, "mkfs.ext4", "-q", "-O", "quota,project", "-E", "quotatype=prjquota")
+	root := rootOf(t, disk)
+	const id = firstProject + 7
+	if _, err := create(root, "v", "pvc-old", func(dir *os.File) error { return errors.Join(assign(dir, id), restrict(dir, id, 8<<20)) }); err != nil {
+		t.Fatal(err)
+	}
+	for phase, want := range map[corev1.PersistentVolumePhase]quota{corev1.VolumeReleased: {Limit: 32 << 20, Project: id}, corev1.VolumeBound: {}} {
+		old := &corev1.PersistentVolume{ObjectMeta: metav1.ObjectMeta{Name: "pvc-old", Annotations: map[string]string{quotaKey: fmt.Sprintf(`{"limit":8388608,"project":%d}`, id)}}}
+		old.Status.Phase = phase
+		pv := &corev1.PersistentVolume{ObjectMeta: metav1.ObjectMeta{Name: "pvc-new", UID: "new"}}
+		pv.Spec.Capacity = corev1.ResourceList{corev1.ResourceStorage: resource.MustParse("32Mi")}
+		n := &node{client: fake.NewClientset(old, pv), log: slog.New(slog.DiscardHandler), unheld: map[string]bool{}}
+		f := informers.NewSharedInformerFactory(n.client, 0)
+		n.volumes = f.Core().V1().PersistentVolumes().Lister()
+		f.StartWithContext(t.Context())
+		t.Cleanup(f.Shutdown)
+		f.WaitForCacheSync(t.Context().Done())
+		if q, err := n.make(t.Context(), root, "v", pv); err != nil || q != want {
+			t.Errorf("%s: %+v, %v; want %+v", phase, q, err, want)
+		}
+	}
+	var st unix.Statfs_t
+	if err := unix.Statfs(disk+"/v", &st); err != nil || int64(st.Blocks)*int64(st.Bsize) != 32<<20 {
+		t.Errorf("statfs: %d blocks of %d, %v", st.Blocks, st.Bsize, err)
 	}
 }
 

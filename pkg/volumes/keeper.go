@@ -356,9 +356,7 @@ func (n *node) make(ctx context.Context, root *os.File, rel string, pv *corev1.P
 		return quota{}, err
 	}
 	if !fresh && q.Project != 0 {
-		if projectOfPath(root, rel) != q.Project {
-			why = errors.New("its folder was there before, with files that are not counted")
-		}
+		q.Project, why = n.adopt(root, rel, pv, q)
 	}
 	if why != nil {
 		q = quota{}
@@ -389,12 +387,37 @@ func projectOfPath(root *os.File, rel string) uint32 {
 	return projectOf(dir)
 }
 
+// adopt holds a folder that was there before to the size of its new volume, by the project
+// that its files are counted in: that of a volume which was released and is retained.
+func (n *node) adopt(root *os.File, rel string, pv *corev1.PersistentVolume, q quota) (uint32, error) {
+	found := projectOfPath(root, rel)
+	switch {
+	case found == q.Project:
+		return found, nil
+	case !inherits(found, n.others(pv, found)):
+		return 0, errors.New("its folder was there before, with files that are not counted")
+	}
+	return found, restrict(root, found, q.Limit)
+}
+
+// inherits reports whether a new volume may have the project of its folder, which other volumes
+// have, too: it is of a volume, and of none in use.
+func inherits(project uint32, others []*corev1.PersistentVolume) bool {
+	inUse := func(pv *corev1.PersistentVolume) bool { return pv.Status.Phase != corev1.VolumeReleased }
+	return project >= firstProject && !slices.ContainsFunc(others, inUse)
+}
+
 // taken reports whether another volume of the node has a project.
 func (n *node) taken(pv *corev1.PersistentVolume, project uint32) bool {
-	all, err := n.volumes.List(everything())
-	return err == nil && slices.ContainsFunc(all, func(other *corev1.PersistentVolume) bool {
+	return len(n.others(pv, project)) > 0
+}
+
+// others are the other volumes of the node that have a project.
+func (n *node) others(pv *corev1.PersistentVolume, project uint32) []*corev1.PersistentVolume {
+	all, _ := n.volumes.List(everything()) // from memory
+	return slices.DeleteFunc(all, func(other *corev1.PersistentVolume) bool {
 		q, _ := quotaOf(other)
-		return other.Name != pv.Name && q.Project == project
+		return other.Name == pv.Name || q.Project != project
 	})
 }
 
@@ -419,9 +442,14 @@ func (n *node) say(ctx context.Context, pv *corev1.PersistentVolume, q quota, wh
 // no other volume has it, and lets the volume go.
 func (n *node) drop(ctx context.Context, pv *corev1.PersistentVolume) error {
 	keeps := pv.Spec.PersistentVolumeReclaimPolicy != corev1.PersistentVolumeReclaimDelete
-	if user, err := n.user(pv); err != nil {
+	user, err := n.user(pv)
+	if err == nil && user == "" && !keeps {
+		user, err = n.stranger(ctx, pv)
+	}
+	if err != nil {
 		return err
-	} else if user != "" {
+	}
+	if user != "" {
 		n.events.Event(pv, corev1.EventTypeNormal, "VolumeFolder", "its folder stays: volume "+user+" has it now")
 		keeps = true
 	}
@@ -436,11 +464,29 @@ func (n *node) drop(ctx context.Context, pv *corev1.PersistentVolume) error {
 		n.log.Info("volume removed", "volume", pv.Name, "path", folderOf(pv))
 	}
 	patch := []byte(`{"metadata":{"$deleteFromPrimitiveList/finalizers":["` + finalizer + `"]}}`)
-	_, err := n.client.CoreV1().PersistentVolumes().Patch(ctx, pv.Name, types.StrategicMergePatchType, patch, metav1.PatchOptions{})
+	_, err = n.client.CoreV1().PersistentVolumes().Patch(ctx, pv.Name, types.StrategicMergePatchType, patch, metav1.PatchOptions{})
 	if apierrors.IsNotFound(err) {
 		return nil
 	}
 	return err
+}
+
+// begin notes that a folder is being removed. One that is missing before that was not removed: it
+// is on a disk that is not there.
+func (n *node) begin(ctx context.Context, root *os.File, rel string, pv *corev1.PersistentVolume) error {
+	q, said := quotaOf(pv)
+	if !said || q.Removing {
+		return nil
+	}
+	dir, err := tree.Open(root, rel)
+	if errors.Is(err, os.ErrNotExist) {
+		return fmt.Errorf("%w; it was made earlier, and is not removed: bring its disk back, or take the finalizer %s from the volume to let it go without", err, finalizer)
+	}
+	if err == nil {
+		dir.Close()
+	}
+	q.Removing = true
+	return n.say(ctx, pv, q, errRemoving)
 }
 
 func (n *node) remove(ctx context.Context, path, rel string, pv *corev1.PersistentVolume) error {
@@ -449,11 +495,17 @@ func (n *node) remove(ctx context.Context, path, rel string, pv *corev1.Persiste
 		return err
 	}
 	defer root.Close()
+	if err := n.begin(ctx, root, rel, pv); err != nil {
+		return err
+	}
 	if err := destroy(root, rel, pv.Name, ctx.Done()); err != nil {
 		return err
 	}
 	if q, _ := quotaOf(pv); q.Project != 0 {
-		return restrict(root, q.Project, 0)
+		// The folder is gone, and a disk that is no longer mounted with quotas takes none.
+		if err := restrict(root, q.Project, 0); err != nil {
+			n.log.Info("the quota of a removed volume stays", "volume", pv.Name, "project", q.Project, "err", err)
+		}
 	}
 	return nil
 }
@@ -467,4 +519,27 @@ func (n *node) user(pv *corev1.PersistentVolume) (string, error) {
 		}
 	}
 	return "", err
+}
+
+// stranger is a volume that podo did not make and that has the folder of this one, or one around
+// or in it. It asks the API server, as the node follows no volumes but its own.
+func (n *node) stranger(ctx context.Context, pv *corev1.PersistentVolume) (string, error) {
+	root, _, err := n.find(folderOf(pv))
+	if err != nil {
+		return "", err
+	}
+	here, err := n.client.CoreV1().Nodes().Get(ctx, n.name, metav1.GetOptions{})
+	if err != nil {
+		return "", err
+	}
+	all, err := n.client.CoreV1().PersistentVolumes().List(ctx, metav1.ListOptions{})
+	if err != nil {
+		return "", err
+	}
+	for _, other := range all.Items {
+		if other.DeletionTimestamp == nil && strange(&other, here, root) && overlap(pathOf(&other), folderOf(pv)) {
+			return other.Name, nil
+		}
+	}
+	return "", nil
 }

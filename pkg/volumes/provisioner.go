@@ -153,6 +153,9 @@ func (c *cluster) grant(ctx context.Context, claim *corev1.PersistentVolumeClaim
 	if err != nil {
 		return err
 	}
+	if class.Provisioner != Driver {
+		return nil // whoever writes claims can say whose they are, and the class says otherwise
+	}
 	if err := possible(claim, class); err != nil {
 		return err
 	}
@@ -188,15 +191,22 @@ func (c *cluster) grant(ctx context.Context, claim *corev1.PersistentVolumeClaim
 // free reports whether a volume's folder is nobody else's. It asks the API server, as
 // what was made a moment ago may not be known here yet.
 func (c *cluster) free(ctx context.Context, pv *corev1.PersistentVolume, node *corev1.Node) error {
-	others, err := c.client.CoreV1().PersistentVolumes().List(ctx, metav1.ListOptions{LabelSelector: nodeLabel + "=" + node.Name})
+	others, err := c.client.CoreV1().PersistentVolumes().List(ctx, metav1.ListOptions{})
 	if err != nil {
 		return err
 	}
-	others.Items = slices.DeleteFunc(others.Items, func(o corev1.PersistentVolume) bool { return o.Name == pv.Name })
 	roots, _, err := rootsOf(node)
 	if err != nil {
 		return err
 	}
+	var paths []string
+	for _, r := range roots {
+		paths = append(paths, r.Path)
+	}
+	others.Items = slices.DeleteFunc(others.Items, func(o corev1.PersistentVolume) bool {
+		ours := folderOf(&o) != "" && o.Labels[nodeLabel] == node.Name
+		return o.Name == pv.Name || !ours && !strange(&o, node, paths...)
+	})
 	return conflict(folderOf(pv), roots, others.Items)
 }
 

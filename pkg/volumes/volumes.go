@@ -20,11 +20,14 @@ package volumes
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	corev1 "k8s.io/api/core/v1"
+	scheduling "k8s.io/component-helpers/scheduling/corev1"
 )
 
 // Driver is the provisioner that storage classes name. It is that of
@@ -88,13 +91,20 @@ func overlap(a, b string) bool {
 
 // A quota is what holds a volume to its size.
 type quota struct {
-	Limit   int64  `json:"limit"`   // bytes
-	Project uint32 `json:"project"` // of the file system
+	Limit    int64  `json:"limit"`              // bytes
+	Project  uint32 `json:"project"`            // of the file system
+	Removing bool   `json:"removing,omitempty"` // its folder, so that one that is missing has gone
 }
+
+// errRemoving is why nothing holds a volume that had no quota to its size at its end.
+var errRemoving = errors.New("its folder is being removed")
 
 // quotaOf is what the node says of a volume: a quota, or none.
 func quotaOf(pv *corev1.PersistentVolume) (q quota, said bool) {
 	text, said := pv.Annotations[quotaKey]
+	if text == none+errRemoving.Error() {
+		return quota{Removing: true}, true
+	}
 	if said && !strings.HasPrefix(text, none) && json.Unmarshal([]byte(text), &q) != nil {
 		return quota{}, false
 	}
@@ -110,4 +120,32 @@ func folderOf(pv *corev1.PersistentVolume) string {
 		return ""
 	}
 	return pv.Spec.Local.Path
+}
+
+// pathOf is the folder that a volume is, whoever made it, or empty.
+func pathOf(pv *corev1.PersistentVolume) string {
+	switch {
+	case pv.Spec.Local != nil:
+		return filepath.Clean(pv.Spec.Local.Path)
+	case pv.Spec.HostPath != nil:
+		return filepath.Clean(pv.Spec.HostPath.Path)
+	}
+	return ""
+}
+
+// strange reports whether a volume that no Provisioner made may be in one of a node's roots.
+// One that is a root or around it, such as a backup's, has no folder to itself there.
+func strange(pv *corev1.PersistentVolume, node *corev1.Node, roots ...string) bool {
+	inside := func(root string) bool {
+		_, ok := below(root, pathOf(pv))
+		return ok
+	}
+	if folderOf(pv) != "" || !slices.ContainsFunc(roots, inside) {
+		return false
+	}
+	if pv.Spec.NodeAffinity == nil || pv.Spec.NodeAffinity.Required == nil {
+		return true
+	}
+	here, err := scheduling.MatchNodeSelectorTerms(node, pv.Spec.NodeAffinity.Required)
+	return here || err != nil
 }
