@@ -107,7 +107,7 @@ func (l Ledger) Changed(may func(file string) bool) ([]Change, error) {
 		return nil, err
 	}
 	var out []Change
-	stays := l.root.configured()
+	stays := l.root.stays()
 	for _, e := range all.Values {
 		if now := l.root.line(e.File); now != "" && now != e.Was && e.ours(now) && !stays(e.File, now) && may(e.File) {
 			out = append(out, Change{e.File, e.Was, now})
@@ -123,13 +123,18 @@ func (l Ledger) PutBack(may func(file string) bool) (int, error) {
 	if err != nil {
 		return 0, err
 	}
-	// All are judged before the first is set: what one sets may set others too.
-	stays := l.root.configured()
-	all.Values = slices.DeleteFunc(all.Values, func(e entry) bool {
-		now := l.root.line(e.File)
-		return now == "" || !e.ours(now) || stays(e.File, now) || !may(e.File)
-	})
-	set := 0
+	// All are judged before the first is set: what one sets may set others too, and of those
+	// some are to stay.
+	all.Values = slices.DeleteFunc(all.Values, func(e entry) bool { return l.root.line(e.File) == "" || !may(e.File) })
+	stays, set := l.root.stays(), 0
+	for i, e := range all.Values {
+		switch now := l.root.line(e.File); {
+		case !e.ours(now) || stays(e.File, now):
+			all.Values[i].Was = now
+		case now != e.Was:
+			set++
+		}
+	}
 	var errs []error
 	for _, e := range all.Values {
 		if l.root.line(e.File) == e.Was {
@@ -137,12 +142,10 @@ func (l Ledger) PutBack(may func(file string) bool) (int, error) {
 		}
 		if err := os.WriteFile(l.root.path(e.File), []byte(e.Was), 0o644); err != nil {
 			errs = append(errs, err)
-			continue
 		}
-		set++
 	}
 	if err := errors.Join(errs...); err != nil {
-		return set, err
+		return max(set-len(errs), 0), err
 	}
 	return set, l.end()
 }

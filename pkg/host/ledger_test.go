@@ -182,9 +182,9 @@ func TestLedgerLeavesWhatFilesSay(t *testing.T) {
 			if err := errors.Join(os.MkdirAll(filepath.Dir(path), 0o755), os.WriteFile(path, []byte(text), 0o644)); err != nil {
 				t.Fatal(err)
 			}
-			k.changed(redirects, ofCard, watches)
+			k.changed(watches)
 			k.putBack()
-			k.stands(map[string]string{forwarding: "1", watches: "8192"})
+			k.stands(map[string]string{forwarding: "1", redirects: "0", ofCard: "1", ofTunnel: "1", watches: "8192"})
 		})
 	}
 	k := aKernel(t)

@@ -8,6 +8,21 @@ import (
 	"strings"
 )
 
+// stays tells which kernel parameters are not podo's to put back: those that are as a file of
+// this machine says, and with forwarding, if that is so, all that goes with it.
+func (r root) stays() func(file, now string) bool {
+	configured := r.configured()
+	routes := func(forwarding string) bool { return configured(forwarding, r.line(forwarding)) }
+	v4, v6 := routes("/proc/sys/net/ipv4/ip_forward"), routes("/proc/sys/net/ipv6/conf/all/forwarding")
+	return func(file, now string) bool {
+		routed := v4
+		if strings.HasPrefix(file, "/proc/sys/net/ipv6/") {
+			routed = v6
+		}
+		return configured(file, now) || routed && OfRouting(file)
+	}
+}
+
 // configured tells which kernel parameters have a value that a file of this machine gives
 // them at each boot, by the parameters' own files (sysctl.d(5); ufw has a file of its own).
 func (r root) configured() func(file, value string) bool {
