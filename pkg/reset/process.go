@@ -381,13 +381,14 @@ func (m *machine) stopPods(ctx context.Context) error {
 }
 
 // endPods has pods end while podo is there to run their hooks. The time that they had is
-// taken from their grace. An error is ctx's.
+// taken from their grace. A third of that is left for what is told to end only then:
+// critical pods, such as DNS, if others took too long. An error is ctx's.
 func (m *machine) endPods(ctx context.Context) error {
 	if m.Grace <= 0 || m.EndPods == nil {
 		return nil
 	}
 	start := time.Now()
-	began, err := m.EndPods(ctx, m.Grace)
+	began, err := m.EndPods(ctx, m.Grace*2/3)
 	if ctx.Err() != nil {
 		return ctx.Err()
 	}

@@ -170,8 +170,8 @@ spec:
 	s.apply(ends("endless", 60))
 	s.rolledOut("deployment/endless")
 	story("endless", "up")
-	kill("5s", 5*time.Second, 25*time.Second, "did not end in time")
-	story("endless", "up hook")
+	kill("6s", 4*time.Second, 25*time.Second, "did not end in time")
+	story("endless", "up hook term") // told at the last, without its hook
 	startCluster(t)
 	s.rolledOut("deployment/endless")
 }

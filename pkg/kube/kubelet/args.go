@@ -97,11 +97,11 @@ func configure(c *config.KubeletConfiguration, p plan.Kubelet) error {
 	c.ProtectKernelDefaults = p.ProtectKernel
 	c.NodeLeaseDurationSeconds = p.LeaseSeconds
 	c.ShutdownGracePeriod.Duration = time.Duration(p.ShutdownWait) * time.Second
+	// The last third of it is for critical pods: the others may need DNS until their end.
+	c.ShutdownGracePeriodCriticalPods.Duration = c.ShutdownGracePeriod.Duration / 3
 	if !p.Logind {
 		c.ShutdownGracePeriod.Duration = 24 * time.Hour // who asks podo to end pods says how long that may take
 	}
-	// The last third of it is for critical pods: the others may need DNS until their end.
-	c.ShutdownGracePeriodCriticalPods.Duration = c.ShutdownGracePeriod.Duration / 3
 	c.EvictionHard = map[string]string{"memory.available": "100Mi", "nodefs.available": "5%", "imagefs.available": "5%", "nodefs.inodesFree": "5%", "imagefs.inodesFree": "5%"}
 	c.EvictionMinimumReclaim = map[string]string{"nodefs.available": "10%", "imagefs.available": "10%"}
 	if !p.ExternalCloud {

@@ -45,7 +45,7 @@ type Ending struct {
 }
 
 // End returns when all pods have ended, or when ctx does. If ctx is cancelled, the kubelet
-// takes pods again; not so if its time is over.
+// takes pods again once those that it was told to end have; not so if its time is over.
 func (e *Ending) End(ctx context.Context) error {
 	ended, err := e.begin()
 	if err != nil {
