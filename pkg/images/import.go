@@ -311,7 +311,12 @@ func (e engine) forget(ctx context.Context, name string) error {
 	if _, err := imagesapi.NewImagesClient(e.conn).Delete(ctx, &imagesapi.DeleteImageRequest{Name: name}); err != nil {
 		return err
 	}
-	if err := agree(ctx, e.conn, has(false)); err != nil || len(st.Image.RepoTags)+len(st.Image.RepoDigests) > 1 {
+	if err := agree(ctx, e.conn, has(false)); err != nil {
+		return err
+	}
+	// Other names of it may have come meanwhile.
+	st, err = client.ImageStatus(ctx, &runtimeapi.ImageStatusRequest{Image: &runtimeapi.ImageSpec{Image: st.Image.Id}})
+	if err != nil || st.Image == nil || len(st.Image.RepoTags)+len(st.Image.RepoDigests) > 0 {
 		return err
 	}
 	_, err = client.RemoveImage(ctx, &runtimeapi.RemoveImageRequest{Image: &runtimeapi.ImageSpec{Image: st.Image.Id}})
