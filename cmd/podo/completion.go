@@ -524,7 +524,7 @@ function __podo_list
     if set -l at (contains -i -- --name $words)
         set name $words[(math $at + 1)]
     else
-        set name (string match -rg -- '^--name=(.*)' $words)
+        set name (string replace -rf -- '^--name=' '' $words)
     end
     string match -q -- '*=' $argv[-1]; and set argv[-1] "$argv[-1]$name"
     $words[1] $argv 2> /dev/null
