@@ -83,7 +83,8 @@ func (d *deployer) deploy(ctx context.Context, m *manifest, a addon, known bool)
 // prune deletes what was made of a manifest, but for what another one names by now. It
 // returns what is still there, and if anything is, why.
 func (d *deployer) prune(ctx context.Context, m *manifest, refs []reference) (left []reference, err error) {
-	if len(refs) > 0 { // others may name with a namespace what has none
+	// Others may name with a namespace what has none.
+	if slices.ContainsFunc(refs, func(r reference) bool { return r.Namespace == "" }) {
 		for _, o := range d.manifests {
 			d.locate(o.objects)
 		}

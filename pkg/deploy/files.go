@@ -31,6 +31,7 @@ type sharer struct {
 
 	missing map[string]time.Time // files that are waited for, since when
 	told    map[string]bool      // files that cannot be read, and of which somebody was told
+	waits   int                  // passes in a row that met files being written
 
 	mu     sync.Mutex        // held by a pass, and while the folder is made
 	agreed map[string]string // sums by path
@@ -119,28 +120,35 @@ func (s *sharer) pass(ctx context.Context) (look <-chan time.Time, err error) {
 	all := paths(here.files, there)
 	s.tell(here, all)
 	var errs []error
-	unshared := false // what is new here is not in the cluster
+	unshared := map[string]bool{} // what is here and cannot be put into the cluster, by its sum
+	fresh := slices.ContainsFunc(slices.Collect(maps.Keys(here.busy)), func(path string) bool { return there[key(path)].path == "" })
 	for _, path := range all {
 		f, whole := here.files[path]
-		if here.busy[path] || here.blocked(path) != nil || s.held(path, !whole && len(here.busy) > 0) {
+		if here.busy[path] || here.blocked(path) != nil || s.held(path, !whole && len(here.busy) > 0, fresh) {
 			continue
 		}
 		copied := there[key(path)]
 		do := s.choose(path, f, copied)
-		if do == push && !whole && unshared {
-			continue // it may be what was not shared, under another name
+		if do == push && !whole && unshared[s.agreed[path]] {
+			continue // it is here under another name
 		}
 		if err := s.settle(ctx, path, do, f, copied); err != nil {
-			unshared = unshared || do == push
+			unshared[f.sum()] = true
 			errs = append(errs, fmt.Errorf("%s: %w", path, err))
 		}
 	}
 	if err := s.writeNote(); err != nil {
 		errs = append(errs, err)
 	}
+	if len(here.busy) == 0 {
+		s.waits = 0
+	}
 	switch {
 	case len(here.busy) > 0:
-		look = time.After(inbox.Settle)
+		look = time.After(inbox.Settle << min(s.waits, 3))
+		if s.waits++; s.waits == 6 {
+			s.log.Info("manifests wait until nobody has them open to write", "paths", slices.Sorted(maps.Keys(here.busy)))
+		}
 	case len(s.told) > 0:
 		look = time.After(time.Minute) // no event tells that a file system was mounted
 	}
@@ -174,8 +182,9 @@ func (s *sharer) tell(here view, all []string) {
 }
 
 // held reports whether to wait with a file that is missing while others are written: it
-// may be one of them, under another name.
-func (s *sharer) held(path string, maybe bool) bool {
+// may be one of them, under another name. So long as one of those is fresh, which the cluster
+// does not know, it very well may.
+func (s *sharer) held(path string, maybe, fresh bool) bool {
 	since, known := s.missing[path]
 	switch {
 	case !maybe:
@@ -185,7 +194,7 @@ func (s *sharer) held(path string, maybe bool) bool {
 		s.missing[path] = time.Now()
 		return true
 	}
-	return time.Since(since) < 4*inbox.Settle
+	return fresh || time.Since(since) < 4*inbox.Settle
 }
 
 // paths are those of both sides, first the ones that are here.

@@ -332,6 +332,69 @@ func TestNothingGoesBeforeItsSuccessor(t *testing.T) {
 	if there, _ = kept.list(t.Context()); !there[key("old.yaml")].gone || string(there[key("new.yaml")].content) != "x" {
 		t.Errorf("after it was shared: %v", there)
 	}
+
+	// Nor while somebody has the new one open to write, for however long, and whoever deletes
+	// another file meanwhile has that deleted, but for what cannot be shared.
+	f, err := os.OpenFile(one.path("new.yaml"), os.O_WRONLY|os.O_APPEND, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	if err := os.Rename(one.path("new.yaml"), one.path("newer.yaml")); err != nil {
+		t.Fatal(err)
+	}
+	time.Sleep(inbox.Settle + 50*time.Millisecond)
+	for range 3 {
+		if _, err := s.pass(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		s.missing["new.yaml"] = time.Now().Add(-time.Hour)
+	}
+	if there, _ = kept.list(t.Context()); there[key("new.yaml")].gone {
+		t.Error("gone before its successor, which somebody writes, is there")
+	}
+	f.Close()
+	for range 2 {
+		if _, err := s.pass(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if there, _ = kept.list(t.Context()); !there[key("new.yaml")].gone || string(there[key("newer.yaml")].content) != "x" {
+		t.Errorf("after it was closed: %v", there)
+	}
+
+	one.write("other.yaml", "y")
+	time.Sleep(inbox.Settle + 50*time.Millisecond)
+	a.mu.Lock()
+	a.sick = 1
+	a.mu.Unlock()
+	if err := os.Remove(one.path("newer.yaml")); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.pass(t.Context()); err == nil {
+		t.Fatal("the other was shared")
+	}
+	if there, _ = kept.list(t.Context()); !there[key("newer.yaml")].gone {
+		t.Error("it stays because of a file that has nothing to do with it")
+	}
+}
+
+// TestLinkedFolder: the folder may have been moved to another place, with a link left for it.
+func TestLinkedFolder(t *testing.T) {
+	_, rc := newAPI(t)
+	dir, elsewhere := t.TempDir(), t.TempDir()
+	one, two := share(t, rc, "one", dir), share(t, rc, "two", t.TempDir())
+	one.write("deep/web.yaml", "first")
+	two.has("deep/web.yaml", "first")
+	one.stop()
+	moved := filepath.Join(elsewhere, "manifests")
+	if os.Rename(one.path(""), moved) != nil || os.Symlink(moved, filepath.Clean(one.path(""))) != nil {
+		t.Fatal("not moved")
+	}
+	one = share(t, rc, "one", dir)
+	one.write("later.yaml", "later")
+	two.has("later.yaml", "later")
+	two.has("deep/web.yaml", "first")
 }
 
 func TestOddFiles(t *testing.T) {

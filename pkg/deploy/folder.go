@@ -69,7 +69,8 @@ func (d folder) scan() (view, error) {
 	if err != nil {
 		return view{}, err
 	}
-	err = filepath.WalkDir(string(d), func(path string, e fs.DirEntry, err error) error {
+	// The folder itself may be a link.
+	err = filepath.WalkDir(string(d)+"/.", func(path string, e fs.DirEntry, err error) error {
 		if err == nil && !e.IsDir() {
 			err = d.see(v, path, e.Type()&fs.ModeSymlink != 0)
 		}
