@@ -101,11 +101,7 @@ func (e *Enforcer) run(ctx context.Context, ready func()) error {
 		}
 	}
 	frames := &table{}
-	if of, err := knftables.New(knftables.BridgeFamily, Table); err != nil {
-		e.log.Warn(framesEscape, "component", e.Name(), "err", err)
-	} else {
-		frames.nft = of
-	}
+	frames.nft, frames.failed = knftables.New(knftables.BridgeFamily, Table)
 	own := &sandboxes{engine: cri.NewRuntimeServiceClient(conn), known: map[string]pod{}, changed: poke}
 	k := keeper{Enforcer: e, packets: &table{nft: nft}, frames: frames, own: own, source: newSource(client, poke)}
 	if err := k.begin(ctx); err != nil {
@@ -151,7 +147,7 @@ func bridgeFiltered() bool {
 type keeper struct {
 	*Enforcer
 	packets *table
-	frames  *table // no nft: the kernel has no such table
+	frames  *table
 	own     *sandboxes
 	source  *source
 
@@ -239,6 +235,9 @@ func wait(ctx context.Context, d time.Duration) {
 // look finds out whether somebody has deleted the table, as a firewall that starts
 // afresh may do.
 func (k *keeper) look(ctx context.Context) {
+	if k.frames.nft != nil {
+		k.frames.failed = nil // once more
+	}
 	for _, t := range []*table{k.packets, k.frames} {
 		if t.inForce == nil || len(t.inForce.chains) == 0 {
 			continue
@@ -268,11 +267,13 @@ func (k *keeper) apply(ctx context.Context, next *ruleset) error {
 	if err := k.packets.apply(ctx, next); err != nil {
 		return err
 	}
-	if k.frames.nft == nil {
-		return nil
+	if k.frames.failed == nil {
+		k.frames.failed = k.frames.apply(ctx, untagged(k.at, len(next.chains) > 0))
 	}
-	err := k.frames.apply(ctx, untagged(k.at, len(next.chains) > 0))
-	if err != nil && !k.told && k.last != nil && len(k.last.Policies) > 0 {
+	switch err := k.frames.failed; {
+	case err == nil:
+		k.told = false
+	case ctx.Err() == nil && !k.told && k.last != nil && len(k.last.Policies) > 0:
 		k.told = true
 		k.log.Warn(framesEscape, "component", k.Name(), "err", err)
 	}

@@ -243,7 +243,7 @@ func TestFrames(t *testing.T) {
 			t.Errorf("frames are held: %t, want %t", got, held)
 		}
 	}
-	k.frames.nft = nil
+	k.frames.failed = errors.New("no such family")
 	if err := k.apply(t.Context(), compile(cluster{}, nil, k.at, true)); err != nil {
 		t.Error(err)
 	}
