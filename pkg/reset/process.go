@@ -381,14 +381,14 @@ func (m *machine) stopPods(ctx context.Context) error {
 }
 
 // endPods has pods end while podo is there to run their hooks. The time that they had is
-// taken from their grace. A third of that is left for what is told to end only then:
+// taken from their grace. Of that, atLast is left for what is told to end only then:
 // critical pods, such as DNS, if others took too long. An error is ctx's.
 func (m *machine) endPods(ctx context.Context) error {
 	if m.Grace <= 0 || m.EndPods == nil {
 		return nil
 	}
 	start := time.Now()
-	began, err := m.EndPods(ctx, m.Grace*2/3)
+	began, err := m.EndPods(ctx, m.Grace-atLast(m.Grace))
 	if ctx.Err() != nil {
 		return ctx.Err()
 	}
@@ -402,6 +402,9 @@ func (m *machine) endPods(ctx context.Context) error {
 	m.tell("pods ended, hooks included")
 	return nil
 }
+
+// atLast is a third of grace, and at most 5 seconds: to write down what is in memory.
+func atLast(grace time.Duration) time.Duration { return min(grace/3, 5*time.Second) }
 
 // catchesTerm reports whether a process would act on SIGTERM. Waiting for the others
 // would be waiting in vain: the first process of a pod ignores what it does not catch.

@@ -351,7 +351,7 @@ func smallMachine(t *testing.T) {
 		if found := kinds(t, o); found["process"] < before["process"] {
 			t.Errorf("asked when all was over: %v", found)
 		}
-		if within != o.Grace*2/3 {
+		if within != o.Grace-o.Grace/3 {
 			t.Errorf("pods have %s, want two thirds of %s", within, o.Grace)
 		}
 		time.Sleep(within)

@@ -160,7 +160,7 @@ spec:
 	s.apply(ends("patient", 10))
 	s.rolledOut("deployment/patient")
 	story("patient", "up")
-	kill("20s", 10*time.Second, 35*time.Second, "hooks included")
+	kill("30s", 10*time.Second, 35*time.Second, "hooks included") // critical pods end after it
 	story("patient", "up hook hooked term")
 
 	// Its Deployment has another one when podo is back.
