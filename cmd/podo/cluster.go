@@ -54,12 +54,13 @@ func clusterName() *cli.StringFlag {
 	return &cli.StringFlag{Name: "name", Usage: "`NAME` of the cluster", DefaultText: defaultCluster}
 }
 
-func userKubeconfig() cli.Flag {
-	return &cli.StringFlag{Name: "kubeconfig", TakesFile: true, Usage: "`FILE` that the cluster is merged into", DefaultText: "$KUBECONFIG, else .kube/config in your home, also with sudo"}
+// userKubeconfig names the user's own file; does says what is done with it.
+func userKubeconfig(does string) cli.Flag {
+	return &cli.StringFlag{Name: "kubeconfig", TakesFile: true, Usage: "`FILE` that the cluster is " + does, DefaultText: "$KUBECONFIG, else .kube/config in your home, also with sudo"}
 }
 
-func waitFlag() cli.Flag {
-	return &cli.DurationFlag{Name: "wait", Value: 5 * time.Minute, Usage: "wait at most `DURATION` until all nodes are Ready; 0s only until the API knows them"}
+func waitFlag(ready string) cli.Flag {
+	return &cli.DurationFlag{Name: "wait", Value: 5 * time.Minute, Usage: "wait at most `DURATION` until " + ready + " Ready; 0s only until registered"}
 }
 
 // notNegative complains of a time that is before now.
@@ -145,11 +146,11 @@ func clusterCreate() *cli.Command {
 	flags := []cli.Flag{
 		named,
 		&cli.StringFlag{Name: "config", Aliases: []string{"c"}, TakesFile: true, Usage: "`FILE` in kind's format; - is the standard input"},
-		waitFlag(),
+		waitFlag("all nodes are"),
 		&cli.BoolFlag{Name: "retain", Usage: "leave what was made if it fails, to look at it"},
 		&cli.BoolFlag{Name: "registry", Usage: "give the cluster a registry of images at localhost, which its nodes pull from"},
 		&cli.IntFlag{Name: "registry-port", Value: local.RegistryPort, Usage: "`PORT` of that registry; 0 for one that is free"},
-		userKubeconfig(), outputFlag(),
+		userKubeconfig("merged into"), outputFlag(),
 	}
 	return verbOf("create", "make a cluster and start it", "", flags, func(c *cli.Context, s local.Site) error {
 		asJSON, err := wantsJSON(c)
@@ -214,7 +215,7 @@ func mergeCluster(c *cli.Context, s local.Site, made local.Cluster) error {
 }
 
 func clusterDelete() *cli.Command {
-	flags := []cli.Flag{clusterName(), &cli.BoolFlag{Name: "all", Usage: "delete every cluster of this machine"}, userKubeconfig(), outputFlag()}
+	flags := []cli.Flag{clusterName(), &cli.BoolFlag{Name: "all", Usage: "delete every cluster of this machine"}, userKubeconfig("taken out of"), outputFlag()}
 	return verbOf("delete", "end a cluster and remove all of it", "", flags, func(c *cli.Context, s local.Site) error {
 		asJSON, err := wantsJSON(c)
 		if err != nil {
@@ -325,7 +326,7 @@ func clusterList(verb string) *cli.Command {
 }
 
 func clusterStart() *cli.Command {
-	return verbOf("start", "start a cluster again that was stopped, or that a reboot ended", "", []cli.Flag{clusterName(), waitFlag(), outputFlag()}, func(c *cli.Context, s local.Site) error {
+	return verbOf("start", "start a cluster again that was stopped, or that a reboot ended", "", []cli.Flag{clusterName(), waitFlag("all nodes are"), outputFlag()}, func(c *cli.Context, s local.Site) error {
 		asJSON, err := wantsJSON(c)
 		if err != nil {
 			return err
@@ -421,7 +422,7 @@ func clusterExport() *cli.Command {
 	return &cli.Command{
 		Name: "export", Usage: "write logs or a kubeconfig to files", Action: chooseOne, OnUsageError: flagProblem,
 		Subcommands: []*cli.Command{
-			verbOf("kubeconfig", "merge a cluster into your kubeconfig and make it current", "", []cli.Flag{clusterName(), userKubeconfig()}, func(c *cli.Context, s local.Site) error {
+			verbOf("kubeconfig", "merge a cluster into your kubeconfig and make it current", "", []cli.Flag{clusterName(), userKubeconfig("merged into")}, func(c *cli.Context, s local.Site) error {
 				cl, err := s.Load(nameOf(c, ""))
 				if err != nil {
 					return err
@@ -532,7 +533,7 @@ func clusterNode() *cli.Command {
 		Name: "node", Usage: "add, remove or enter nodes", Action: chooseOne, OnUsageError: flagProblem,
 		Subcommands: []*cli.Command{
 			verbOf("add", "add a node to a running cluster", "", []cli.Flag{
-				clusterName(), waitFlag(), outputFlag(),
+				clusterName(), waitFlag("the node is"), outputFlag(),
 				&cli.StringFlag{Name: "role", Value: string(local.Worker), Usage: "`ROLE` of the node: worker or control-plane"},
 				&cli.StringFlag{Name: "image", TakesFile: true, Usage: "`PODO` that it runs: the path of a binary", DefaultText: "this one"},
 			}, func(c *cli.Context, s local.Site) error {

@@ -25,8 +25,8 @@ func completionCommand() *cli.Command {
 	return &cli.Command{
 		Name:  "completion",
 		Usage: "print a script that lets a shell complete podo's commands",
-		Description: `Completes commands, flags, files and the clusters and nodes of podo cluster, and behind
-podo kubectl whatever kubectl knows: pods, namespaces, kinds.
+		Description: `Completes commands, flags and files, for root the clusters and nodes of podo cluster too,
+and behind podo kubectl whatever kubectl knows: pods, namespaces, kinds.
 
 Examples:
   source <(podo completion bash)                                   for this shell

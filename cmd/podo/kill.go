@@ -26,11 +26,12 @@ their mounts, network links, packet filter tables and cgroups out of the kernel.
 Everything on disk stays: start podo again and the pods come back.
 
 With --grace, the running podo ends its pods as at a shutdown of the machine: preStop
-hooks run, and a pod that no Deployment or the like looks after does not come back. Where
-systemd-logind runs, or podo does not, their processes are asked to end instead.
+hooks run, and a pod that no Deployment or the like looks after does not come back. What still runs
+5 seconds before the time is over, or when a third of it is left if that is less, is told
+to end without hooks. Where systemd-logind runs, or podo does not, all are told so.
 
 Kernel parameters (sysctl) that podo set stay, for its next start; podo uninstall puts
-them back, and so does a boot.
+back those that others neither set nor need, and so does a boot.
 
 Examples:
   podo kill                  at once, as in a power cut

@@ -33,6 +33,7 @@ With --data-dir, data of podo in other folders is left alone and named, and prog
 and /etc/podo stay with it.
 Volumes of claims (storage in the data directory) stay, unless --purge is given, and
 disks that you mounted into podo's folders are left alone.
+While there are clusters of "podo cluster" on the machine it refuses; delete them first.
 
 Examples:
   podo uninstall                 asks before it begins

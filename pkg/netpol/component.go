@@ -1,9 +1,10 @@
 // Package netpol holds this node's pods to the cluster's network policies.
 //
 // It compiles every NetworkPolicy that selects a pod of this node into one nftables
-// table of podo's own, and changes that table in single transactions. The table stays
-// in the kernel while podo is away. A cluster without policies has no table, and its
-// nodes watch nothing but policies.
+// table of podo's own, and changes that table in single transactions. A second one, of
+// the family bridge, drops frames that the first never sees. Both stay in the kernel
+// while podo is away. A cluster without policies has none, and its nodes watch nothing
+// but policies.
 //
 // Design. Every packet that is forwarded from or to a pod is judged by its connection's
 // ends as conntrack knows them: who opened it, and whom the first packet was sent to

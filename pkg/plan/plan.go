@@ -308,7 +308,7 @@ type Kubelet struct {
 	ExternalCloud bool // a cloud controller of the user's sets addresses and provider ID
 	ProtectKernel bool
 	LeaseSeconds  int32    // of the node's lease; it is renewed four times in that
-	ShutdownWait  int32    // seconds that pods have to end when the machine is shut down
+	ShutdownWait  int32    // seconds that pods have to end when logind shuts the machine down; elsewhere critical ones have a third
 	Logind        bool     // tells of that; otherwise podo does
 	Offline       bool     // remember what is read, for a start while no server answers
 	ProviderDir   string   // of programs that tell credentials of registries; empty: none

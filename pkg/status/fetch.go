@@ -44,7 +44,7 @@ func Fetch(ctx context.Context, socket string) (Report, error) {
 
 // EndPods has the podo behind socket end its pods, hooks included, and take no others. It
 // returns when they have ended, or ErrCutOff when they have not within that time. With any
-// other error they have not begun to. If ctx ends before, podo takes pods again.
+// other error they may not have begun to. If ctx ends before, podo takes pods again.
 func EndPods(ctx context.Context, socket string, within time.Duration) error {
 	if _, err := Fetch(ctx, socket); err != nil {
 		return err

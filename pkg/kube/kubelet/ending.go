@@ -34,7 +34,7 @@ type logind interface {
 var ErrDeaf = errors.New("no kubelet here listens: it has not started, its shutdownGracePeriod is 0, or it listens to systemd-logind alone")
 
 // An Ending has the kubelet of this process end the node's pods, with their preStop hooks
-// and within its shutdownGracePeriod, and take no others. The zero value is one that no
+// and each within its own grace, critical ones last, and take no others. The zero value is one that no
 // kubelet listens to yet.
 type Ending struct {
 	mu     sync.Mutex
