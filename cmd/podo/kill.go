@@ -71,13 +71,14 @@ Examples:
 	}
 }
 
-// endPods has the running podo end its pods. That none runs is no mistake here.
+// endPods has the running podo end its pods. That none runs is no mistake here, and one that
+// does not answer at all has taken nothing from the time that they have.
 func endPods(ctx context.Context, within time.Duration) (began bool, err error) {
 	err = status.EndPods(ctx, paths.New(paths.DefaultData).Socket("podo"), within)
 	if errors.Is(err, status.ErrNotRunning) {
 		err = status.ErrNotRunning
 	}
-	return err == nil || errors.Is(err, status.ErrCutOff), err
+	return !errors.Is(err, status.ErrSilent), err
 }
 
 func needsRoot(c *cli.Context) error {

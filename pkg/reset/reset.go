@@ -23,7 +23,8 @@ type Options struct {
 	Grace time.Duration
 
 	// EndPods has the running podo end its pods, with their hooks, within a time, and says
-	// whether it took that time. Without it, or if it fails, their processes are told to end.
+	// whether that began, so that what it took is theirs no more. Without it, or if it fails,
+	// their processes are told to end.
 	EndPods func(ctx context.Context, within time.Duration) (began bool, err error)
 
 	// Tell is called after each step with what it did, in a few words.

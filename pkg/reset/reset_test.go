@@ -346,7 +346,7 @@ func smallMachine(t *testing.T) {
 		}
 	}
 
-	// Podo is asked first, while it can do something, and what it takes is off their grace.
+	// Podo is asked first, while it can do something.
 	o.EndPods = func(_ context.Context, within time.Duration) (bool, error) {
 		if found := kinds(t, o); found["process"] < before["process"] {
 			t.Errorf("asked when all was over: %v", found)
@@ -354,7 +354,6 @@ func smallMachine(t *testing.T) {
 		if within != o.Grace-o.Grace/3 {
 			t.Errorf("pods have %s, want two thirds of %s", within, o.Grace)
 		}
-		time.Sleep(within)
 		return false, errors.New("no kubelet listens")
 	}
 	must(t, Kill(t.Context(), o))
@@ -776,6 +775,45 @@ func copyFile(t *testing.T, from, to string) {
 	text, err := os.ReadFile(from)
 	must(t, err)
 	must(t, os.WriteFile(to, text, 0o755))
+}
+
+// TestEndPods: what podo took to end pods is off the grace of those that are left, unless it
+// never began.
+func TestEndPods(t *testing.T) {
+	const took = 20 * time.Millisecond
+	cut, stop := context.WithCancel(t.Context())
+	stop()
+	tests := map[string]struct {
+		ctx   context.Context
+		began bool
+		err   error
+		want  error
+		says  string
+	}{
+		"ended":       {t.Context(), true, nil, nil, "hooks included"},
+		"cut off":     {t.Context(), true, errors.New("in time"), nil, "in time"},
+		"not begun":   {t.Context(), false, errors.New("nobody listens"), nil, "nobody listens"},
+		"interrupted": {cut, true, cut.Err(), context.Canceled, ""},
+	}
+	for name, tt := range tests {
+		t.Run(name, func(t *testing.T) {
+			var says string
+			m := &machine{Options: Options{Grace: time.Minute, Tell: func(s string) { says += s }}}
+			m.EndPods = func(_ context.Context, within time.Duration) (bool, error) {
+				if within != 55*time.Second {
+					t.Errorf("pods have %s of a minute", within)
+				}
+				time.Sleep(took)
+				return tt.began, tt.err
+			}
+			if err := m.endPods(tt.ctx); !errors.Is(err, tt.want) || !strings.Contains(says, tt.says) {
+				t.Errorf("%v, and says %q", err, says)
+			}
+			if less := m.Grace <= time.Minute-took; tt.want == nil && less != tt.began {
+				t.Errorf("%s of a minute are left", m.Grace)
+			}
+		})
+	}
 }
 
 func TestParseMounts(t *testing.T) {
