@@ -101,10 +101,9 @@ func (e *Enforcer) run(ctx context.Context, ready func()) error {
 		default:
 		}
 	}
-	frames := &table{}
-	frames.nft, frames.failed = knftables.New(knftables.BridgeFamily, Table)
+	bridge, unheld := knftables.New(knftables.BridgeFamily, Table)
 	own := &sandboxes{engine: cri.NewRuntimeServiceClient(conn), known: map[string]pod{}, changed: poke}
-	k := keeper{Enforcer: e, packets: &table{nft: nft}, frames: frames, own: own, source: newSource(client, poke)}
+	k := keeper{Enforcer: e, packets: &table{nft: nft}, frames: &table{nft: bridge}, unheld: unheld, own: own, source: newSource(client, poke)}
 	if err := k.begin(ctx); err != nil {
 		return err
 	}
@@ -135,8 +134,6 @@ func Leave(p paths.Paths) lifecycle.Component {
 	})
 }
 
-const framesEscape = "what pods of this node send each other in VLAN tags escapes network policy; a kernel with CONFIG_NFT_BRIDGE_META holds it too"
-
 // bridgeFiltered reports whether the kernel shows packets between ports of a bridge to
 // the forward hook.
 func bridgeFiltered() bool {
@@ -154,7 +151,8 @@ type keeper struct {
 
 	last    *cluster // what was seen last; nil: nothing yet
 	follows bool     // the engine is followed
-	told    bool     // that frames are not held
+	unheld  error    // why frames are not
+	told    bool     // of that
 	memory  memory
 }
 
@@ -233,11 +231,11 @@ func wait(ctx context.Context, d time.Duration) {
 	}
 }
 
-// look finds out whether somebody has deleted the table, as a firewall that starts
-// afresh may do.
+// look finds out whether somebody has deleted a table, as a firewall that starts afresh may
+// do, and has frames tried again.
 func (k *keeper) look(ctx context.Context) {
 	if k.frames.nft != nil {
-		k.frames.failed = nil // once more
+		k.unheld = nil // once more
 	}
 	for _, t := range []*table{k.packets, k.frames} {
 		if t.inForce == nil || len(t.inForce.chains) == 0 {
@@ -268,15 +266,16 @@ func (k *keeper) apply(ctx context.Context, next *ruleset) error {
 	if err := k.packets.apply(ctx, next); err != nil {
 		return err
 	}
-	if k.frames.failed == nil {
-		k.frames.failed = k.frames.apply(ctx, untagged(k.at, len(next.chains) > 0))
+	if k.unheld == nil {
+		k.unheld = k.frames.apply(ctx, untagged(k.at, len(next.chains) > 0))
 	}
-	switch err := k.frames.failed; {
-	case err == nil:
+	switch {
+	case k.unheld == nil:
 		k.told = false
 	case ctx.Err() == nil && !k.told && k.last != nil && len(k.last.Policies) > 0:
 		k.told = true
-		k.log.Warn(framesEscape, "component", k.Name(), "err", err)
+		k.log.Warn("what pods of this node send each other in VLAN tags escapes network policy; a kernel with CONFIG_NFT_BRIDGE_META holds it too",
+			"component", k.Name(), "err", k.unheld)
 	}
 	return nil
 }

@@ -1,6 +1,7 @@
 package netpol
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"log/slog"
@@ -243,10 +244,40 @@ func TestFrames(t *testing.T) {
 			t.Errorf("frames are held: %t, want %t", got, held)
 		}
 	}
-	k.frames.failed = errors.New("no such family")
-	if err := k.apply(t.Context(), compile(cluster{}, nil, k.at, true)); err != nil {
-		t.Error(err)
+
+	var log bytes.Buffer
+	k.log = slog.New(slog.NewTextHandler(&log, nil))
+	blind := &refusing{Interface: frames}
+	k.frames = &table{nft: blind}
+	for range 3 { // with nobody's policies that is no loss
+		if err := k.apply(t.Context(), compile(cluster{}, nil, k.at, true)); err != nil || log.Len() > 0 {
+			t.Errorf("%v, and the log says %q", err, &log)
+		}
 	}
+	k.last = &cluster{Policies: []*networkingv1.NetworkPolicy{{}}}
+	for range 3 {
+		if err := k.apply(t.Context(), compile(cluster{}, nil, k.at, true)); err != nil {
+			t.Error(err)
+		}
+	}
+	if got := strings.Count(log.String(), "no such family"); got != 1 || blind.asked != 1 || len(k.packets.inForce.chains) == 0 {
+		t.Errorf("told %d times, tried %d times, want one; packets are held by %d chains", got, blind.asked, len(k.packets.inForce.chains))
+	}
+	k.look(t.Context())
+	if err := k.apply(t.Context(), compile(cluster{}, nil, k.at, true)); err != nil || blind.asked != 2 {
+		t.Errorf("%v after a look, tried %d times, want two", err, blind.asked)
+	}
+}
+
+// refusing is a kernel that holds no rules of a family, and counts how often it was asked.
+type refusing struct {
+	knftables.Interface
+	asked int
+}
+
+func (r *refusing) Run(context.Context, *knftables.Transaction) error {
+	r.asked++
+	return errors.New("no such family")
 }
 
 // TestNews: what happened before the list is none, but a clock that was set back hides nobody.

@@ -128,22 +128,16 @@ func TestPackets(t *testing.T) {
 			return nil
 		})
 	}
-	var last *ruleset
+	held := &table{}
 	enforce := func(own []pod, policies string) {
 		t.Helper()
 		c.Policies = nil
 		if policies != "" {
 			c.Policies = objects(t, policies).Policies
 		}
-		next := compile(c, own, place{"cni0", ranges(t)}, false)
-		within(t, at, func() error {
-			nft, err := knftables.New(knftables.InetFamily, Table)
-			if err != nil {
-				return err
-			}
-			return nft.Run(t.Context(), next.transaction(nft, last))
-		})
-		last = next
+		if err := enforced(t, at, held, knftables.InetFamily, compile(c, own, place{"cni0", ranges(t)}, false)); err != nil {
+			t.Fatal(err)
+		}
 	}
 	expect := func(what string, want bool, from, target string) {
 		t.Helper()
@@ -213,6 +207,17 @@ func TestPackets(t *testing.T) {
 	})
 }
 
+// enforced makes the table of a host's kernel, which held was before, hold next.
+func enforced(t *testing.T, host *os.File, held *table, f knftables.Family, next *ruleset) error {
+	t.Helper()
+	return machine.In(host, func() (err error) {
+		if held.nft, err = knftables.New(f, Table); err != nil {
+			return err
+		}
+		return held.apply(t.Context(), next)
+	})
+}
+
 // TestForeignSource: who says to be somebody that no pod is escapes no policy of its own.
 func TestForeignSource(t *testing.T) {
 	at, pods, c := node(t)
@@ -225,13 +230,9 @@ func TestForeignSource(t *testing.T) {
 		t.Fatal("without policies it is not heard")
 	}
 	c.Policies = objects(t, "apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {namespace: x, name: p}\nspec: {podSelector: {matchLabels: {pod: b}}, policyTypes: [Egress]}").Policies
-	within(t, at, func() error {
-		nft, err := knftables.New(knftables.InetFamily, Table)
-		if err != nil {
-			return err
-		}
-		return nft.Run(t.Context(), compile(c, c.Pods, place{"cni0", ranges(t)}, false).transaction(nft, nil))
-	})
+	if err := enforced(t, at, &table{}, knftables.InetFamily, compile(c, c.Pods, place{"cni0", ranges(t)}, false)); err != nil {
+		t.Fatal(err)
+	}
 	if hears(t, pods["b"], pods["c"], p) {
 		t.Error("it is heard")
 	}
@@ -243,29 +244,26 @@ func TestForeignSource(t *testing.T) {
 // TestTaggedFrames: a packet in VLAN tags passes no policy by.
 func TestTaggedFrames(t *testing.T) {
 	at, pods, c := node(t)
-	c.Policies = objects(t, "apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {namespace: x, name: p}\nspec: {podSelector: {matchLabels: {pod: a}}}").Policies
-	next := compile(c, c.Pods, place{"cni0", ranges(t)}, false)
-	apply := func(family knftables.Family, next *ruleset) error {
-		return machine.In(at, func() error {
-			nft, err := knftables.New(family, Table)
-			if err != nil {
-				return err
-			}
-			return (&table{nft: nft}).apply(t.Context(), next)
-		})
+	const q, ad = "\x81\x00\x00\x00", "\x88\xa8\x00\x00"
+	comes := false
+	for range 10 {
+		comes = comes || tagged(t, pods["b"], pods["a"], q)
 	}
-	if err := apply(knftables.InetFamily, next); err != nil {
+	if !comes {
+		t.Fatal("without policies it is not heard")
+	}
+	c.Policies = objects(t, "apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {namespace: x, name: p}\nspec: {podSelector: {matchLabels: {pod: a}}}").Policies
+	if err := enforced(t, at, &table{}, knftables.InetFamily, compile(c, c.Pods, place{"cni0", ranges(t)}, false)); err != nil {
 		t.Fatal(err)
 	}
-	const q, ad = "\x81\x00\x00\x00", "\x88\xa8\x00\x00"
 	if !tagged(t, pods["b"], pods["a"], q) {
-		t.Skip("this kernel shows packets in frames with VLAN tags to policies, or to nobody")
+		t.Skip("this kernel shows packets in frames with VLAN tags to the policies of packets")
 	}
 	frames := untagged(place{Bridge: "cni0"}, true)
-	if err := apply(knftables.BridgeFamily, frames); err != nil {
+	if err := enforced(t, at, &table{}, knftables.BridgeFamily, frames); err != nil {
 		t.Logf("of all bridges, as this kernel cannot tell them apart: %v", err)
 		frames.chains[base].rules[0].text = strings.TrimPrefix(frames.chains[base].rules[0].text, "meta ibrname cni0 ")
-		if err := apply(knftables.BridgeFamily, frames); err != nil {
+		if err := enforced(t, at, &table{}, knftables.BridgeFamily, frames); err != nil {
 			t.Fatal(err)
 		}
 	}

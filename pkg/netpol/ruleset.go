@@ -45,7 +45,6 @@ func newRuleset() *ruleset {
 type table struct {
 	nft     knftables.Interface
 	inForce *ruleset // what the kernel has; nil: not known
-	failed  error    // of a table that the kernel may not be able to hold
 }
 
 // apply makes the table hold next.
