@@ -152,7 +152,7 @@ func (t *keyring) begin(ctx context.Context, v *vault.Vault, password config.Sec
 	if _, err := token.Ensure(aside.AgentToken(), token.Agent, t.plan.Certificates.Agent, cas[pki.ServerCA].PEM); err != nil {
 		return final{err}
 	}
-	if _, err := put(ctx, v, vault.Sealed{}, aside, t.plan.Shared, 0); err != nil {
+	if _, err := put(ctx, v, vault.Sealed{}, aside, t.plan.Shared); err != nil {
 		return err
 	}
 	b, err := pki.Export(aside)

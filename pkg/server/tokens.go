@@ -109,7 +109,7 @@ func (t *keyring) settle(ctx context.Context, v *vault.Vault, settings map[strin
 		if err := t.lost(); err != nil {
 			return found, err
 		}
-		return found, t.deposit(ctx, v, found, t.plan.Shared, 0)
+		return found, t.deposit(ctx, v, found, t.plan.Shared)
 	}
 	cas, err := t.authorities()
 	if err != nil {
@@ -135,7 +135,7 @@ func (t *keyring) settle(ctx context.Context, v *vault.Vault, settings map[strin
 		settings = there.Settings
 	}
 	if !want.equal(there) || !maps.Equal(settings, there.Settings) {
-		return found, t.deposit(ctx, v, found, settings, there.Generation)
+		return found, t.deposit(ctx, v, found, settings)
 	}
 	return found, errors.Join(t.agree(found.Tokens), t.remember())
 }
@@ -180,10 +180,9 @@ func (t *keyring) take(base, here, want tokens) error {
 	return nil
 }
 
-// deposit puts what this server has into the datastore, in the place of before, which is of
-// a generation that may be later than what this server last agreed upon.
-func (t *keyring) deposit(ctx context.Context, v *vault.Vault, before vault.Sealed, settings map[string]string, generation int) error {
-	next, err := put(ctx, v, before, t.plan.Paths, settings, generation)
+// deposit puts what this server has into the datastore, in the place of before.
+func (t *keyring) deposit(ctx context.Context, v *vault.Vault, before vault.Sealed, settings map[string]string) error {
+	next, err := put(ctx, v, before, t.plan.Paths, settings)
 	if err != nil {
 		return err
 	}
@@ -192,8 +191,8 @@ func (t *keyring) deposit(ctx context.Context, v *vault.Vault, before vault.Seal
 }
 
 // put seals what p holds, and puts it into the datastore in the place of before.
-func put(ctx context.Context, v *vault.Vault, before vault.Sealed, p paths.Paths, settings map[string]string, generation int) (vault.Sealed, error) {
-	next, err := seal(p, settings, generation)
+func put(ctx context.Context, v *vault.Vault, before vault.Sealed, p paths.Paths, settings map[string]string) (vault.Sealed, error) {
+	next, err := seal(p, settings, before)
 	if err != nil {
 		return next, err
 	}
@@ -212,12 +211,12 @@ func (t *keyring) agree(concealed []byte) error {
 
 // Sealed is what a datastore is given of the cluster whose server has p.
 func Sealed(p paths.Paths, settings map[string]string) ([]byte, error) {
-	s, err := seal(p, settings, 0)
+	s, err := seal(p, settings, vault.Sealed{})
 	return s.Encode(), err
 }
 
-// seal seals what p holds, as later than a generation and than what its server agreed upon.
-func seal(p paths.Paths, settings map[string]string, generation int) (vault.Sealed, error) {
+// seal seals what p holds, as later than before and than what its server agreed upon.
+func seal(p paths.Paths, settings map[string]string, before vault.Sealed) (vault.Sealed, error) {
 	b, err := pki.Export(p)
 	if err != nil {
 		return vault.Sealed{}, err
@@ -231,11 +230,17 @@ func seal(p paths.Paths, settings map[string]string, generation int) (vault.Seal
 	if err != nil {
 		return vault.Sealed{}, err
 	}
+	var there tokens
+	if len(before.Tokens) > 0 {
+		if there, err = reveal(p, before.Tokens); err != nil {
+			return vault.Sealed{}, err
+		}
+	}
 	now, err := kept(p)
 	if err != nil {
 		return vault.Sealed{}, err
 	}
-	now.Generation, now.Settings = max(base.Generation, generation)+1, settings
+	now.Generation, now.Settings = max(base.Generation, there.Generation)+1, settings
 	text, err := json.Marshal(now)
 	if err != nil {
 		return vault.Sealed{}, err
