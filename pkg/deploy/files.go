@@ -99,8 +99,8 @@ func (s *sharer) run(ctx context.Context, ready func()) error {
 	}
 }
 
-// pass compares both sides once. The channel it returns fires when files that were
-// being written should be looked at again.
+// pass compares both sides once. The channel it returns fires when files that were being
+// written, or whose links led nowhere, should be looked at again.
 func (s *sharer) pass(ctx context.Context) (look <-chan time.Time, err error) {
 	ctx, cancel := context.WithTimeout(ctx, time.Minute)
 	defer cancel()
@@ -121,7 +121,10 @@ func (s *sharer) pass(ctx context.Context) (look <-chan time.Time, err error) {
 	s.tell(here, all)
 	var errs []error
 	unshared := map[string]bool{} // what is here and cannot be put into the cluster, by its sum
-	fresh := slices.ContainsFunc(slices.Collect(maps.Keys(here.busy)), func(path string) bool { return there[key(path)].path == "" })
+	fresh := false                // whether one that is being written is new to the cluster
+	for path := range here.busy {
+		fresh = fresh || there[key(path)].path == ""
+	}
 	for _, path := range all {
 		f, whole := here.files[path]
 		if here.busy[path] || here.blocked(path) != nil || s.held(path, !whole && len(here.busy) > 0, fresh) {
@@ -172,9 +175,12 @@ func (s *sharer) prepare() error {
 func (s *sharer) tell(here view, all []string) {
 	now := map[string]bool{}
 	for _, path := range slices.Concat(all, slices.Sorted(maps.Keys(here.away))) {
-		if err := here.blocked(path); err == nil || !accepted(path) {
+		err := here.blocked(path)
+		if err == nil || !accepted(path) {
 			continue
-		} else if now[path] = true; !s.told[path] {
+		}
+		now[path] = true
+		if !s.told[path] {
 			s.log.Warn("manifest not to be read, it stays as it is in the cluster", "path", path, "err", err)
 		}
 	}

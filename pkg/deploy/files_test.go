@@ -102,6 +102,16 @@ func (h *host) write(name, text string) {
 	}
 }
 
+// until waits for something that is to come about soon.
+func until(t *testing.T, what string, ok func() bool) {
+	t.Helper()
+	for end := time.Now().Add(10 * time.Second); !ok(); time.Sleep(10 * time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatal(what)
+		}
+	}
+}
+
 // has waits until a file has this text; no text means that there is no file.
 func (h *host) has(name, want string) {
 	h.Helper()
@@ -187,20 +197,12 @@ func TestCopyOfTheClusterIsPutBack(t *testing.T) {
 	both := func() bool {
 		return a.get(secretsPath+"/"+key("a.yaml")) != nil && a.get(secretsPath+"/"+key("b.yaml")) != nil
 	}
-	until := func(what string, ok func() bool) {
-		t.Helper()
-		for end := time.Now().Add(10 * time.Second); !ok(); time.Sleep(10 * time.Millisecond) {
-			if time.Now().After(end) {
-				t.Fatal(what)
-			}
-		}
-	}
-	until("not shared", both)
+	until(t, "not shared", both)
 	a.mu.Lock()
 	delete(a.objects, secretsPath+"/"+key("a.yaml"))
 	a.mu.Unlock()
 	one.write("b.yaml", "c")
-	until("not put back", both)
+	until(t, "not put back", both)
 	one.has("a.yaml", "a")
 }
 
@@ -278,11 +280,7 @@ func TestLostFolder(t *testing.T) {
 	dir := t.TempDir()
 	one := share(t, rc, "one", dir)
 	one.write("web.yaml", "first")
-	for end := time.Now().Add(10 * time.Second); a.get(secretsPath+"/"+key("web.yaml")) == nil; time.Sleep(10 * time.Millisecond) {
-		if time.Now().After(end) {
-			t.Fatal("not shared")
-		}
-	}
+	until(t, "not shared", func() bool { return a.get(secretsPath+"/"+key("web.yaml")) != nil })
 	one.stop()
 	if err := os.RemoveAll(one.path("")); err != nil {
 		t.Fatal(err)

@@ -237,7 +237,7 @@ func toSQLite(ctx context.Context, to plan.SQLite, src source, after int64, o Op
 	}
 	done, err := fill(ctx, table{db: db}, src, after, o)
 	if err == nil {
-		// One file, whole by itself, and called so.
+		// One file, whole by itself: version 0 says that it needs no log beside it.
 		_, err = db.ExecContext(ctx, "PRAGMA user_version = 0; PRAGMA wal_checkpoint(TRUNCATE)")
 	}
 	if err := errors.Join(err, db.Close()); err != nil {
