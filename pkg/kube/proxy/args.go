@@ -1,7 +1,9 @@
 package proxy
 
 import (
+	"errors"
 	"net/netip"
+	"slices"
 	"strings"
 
 	"github.com/podo-dev/podo/pkg/kube/args"
@@ -10,7 +12,7 @@ import (
 
 // Args are the flags that podo gives kube-proxy, with the user's laid over.
 func Args(p plan.Proxy) (args.Set, error) {
-	return args.Set{
+	set, err := args.Set{
 		"kubeconfig":        {p.Paths.AgentKubeconfig("kube-proxy")},
 		"hostname-override": {p.Name},
 		"proxy-mode":        {"nftables"},
@@ -28,6 +30,10 @@ func Args(p plan.Proxy) (args.Set, error) {
 		"hostname-override": "use --node-name",
 		"cluster-cidr":      "use --cluster-cidr",
 	}))
+	if slices.Contains(set["proxy-mode"], "ipvs") {
+		err = errors.Join(err, errors.New("kube-proxy-arg: proxy-mode=ipvs: podo does not have it; leave it out for nftables, which came to replace it"))
+	}
+	return set, err
 }
 
 func anyAddress(ips []netip.Addr) string {
