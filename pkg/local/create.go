@@ -91,10 +91,7 @@ func (c Cluster) absent() []string {
 // cluster at a time.
 func (s Site) begin(ctx context.Context, name string, f File, o Options) (Cluster, func(), error) {
 	var c Cluster
-	if err := os.MkdirAll(s.Dir, 0o700); err != nil {
-		return c, nil, err
-	}
-	all, err := hold(ctx, s.Dir)
+	all, err := s.holdAll(ctx)
 	if err != nil {
 		return c, nil, err
 	}
@@ -129,9 +126,6 @@ func (s Site) begin(ctx context.Context, name string, f File, o Options) (Cluste
 // nobody finds it in part, and nobody can have its lock: who deletes a cluster has that and
 // waits for the one of all.
 func (s Site) found(ctx context.Context, c Cluster) (release func(), err error) {
-	if err := os.MkdirAll(s.Dir, 0o700); err != nil { // it went with the last cluster, if that was removed just now
-		return nil, err
-	}
 	dir, err := os.MkdirTemp(s.Dir, ".new-")
 	if err != nil {
 		return nil, err
@@ -166,7 +160,22 @@ func roomy(dir string) error {
 	return err
 }
 
-// hold locks a folder until release is called. One that somebody else has is waited for.
+// holdAll locks the folder of all clusters, and makes it if there is none. It goes with the
+// last cluster, also while it is waited for.
+func (s Site) holdAll(ctx context.Context) (release func(), err error) {
+	for {
+		if err := os.MkdirAll(s.Dir, 0o700); err != nil {
+			return nil, err
+		}
+		release, err := hold(ctx, s.Dir)
+		if !errors.Is(err, fs.ErrNotExist) || ctx.Err() != nil {
+			return release, err
+		}
+	}
+}
+
+// hold locks a folder until release is called. One that somebody else has is waited for. If
+// that one removed it, the error is fs.ErrNotExist: another of its name is another folder.
 func hold(ctx context.Context, dir string) (release func(), err error) {
 	f, err := os.Open(dir)
 	if err != nil {
@@ -175,10 +184,15 @@ func hold(ctx context.Context, dir string) (release func(), err error) {
 	for {
 		err = unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
 		if err == nil {
-			return func() {
+			release := func() {
 				_ = unix.Flock(int(f.Fd()), unix.LOCK_UN) // a process that is being started may have the file too
 				f.Close()
-			}, nil
+			}
+			if err := leads(dir, f); err != nil {
+				release()
+				return nil, fmt.Errorf("lock %s: %w", dir, err)
+			}
+			return release, nil
 		}
 		if !errors.Is(err, unix.EWOULDBLOCK) || ctx.Err() != nil {
 			f.Close()
@@ -189,6 +203,19 @@ func hold(ctx context.Context, dir string) (release func(), err error) {
 		case <-time.After(100 * time.Millisecond):
 		}
 	}
+}
+
+// leads says why a path is not that of an open file.
+func leads(path string, f *os.File) error {
+	now, err := os.Stat(path)
+	if err != nil {
+		return err
+	}
+	opened, err := f.Stat()
+	if err == nil && !os.SameFile(now, opened) {
+		err = fmt.Errorf("it was removed, and another has its name: %w", fs.ErrNotExist)
+	}
+	return err
 }
 
 // make takes a cluster from its decision to nodes that are Ready.

@@ -3,9 +3,11 @@ package local
 import (
 	"context"
 	"errors"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"testing"
+	"time"
 )
 
 // TestFinish: whoever interrupts before a cluster is given to its user gets none, and
@@ -49,7 +51,7 @@ func TestFinish(t *testing.T) {
 // TestFound: a cluster is locked from when it has its name. One that cannot be written down
 // leaves nothing.
 func TestFound(t *testing.T) {
-	s := Site{Dir: filepath.Join(t.TempDir(), "clusters")}
+	s := Site{Dir: t.TempDir()}
 	if _, err := s.found(t.Context(), Cluster{Name: "c", Shared: Settings{"odd": func() {}}}); err == nil {
 		t.Error("what is no JSON is written down")
 	}
@@ -75,4 +77,53 @@ func TestFound(t *testing.T) {
 		t.Fatal(err)
 	}
 	again()
+}
+
+// TestHoldOfARemovedFolder: who waited for a folder that was removed has no lock, also if
+// there is another of its name; and the folder of all clusters is made again.
+func TestHoldOfARemovedFolder(t *testing.T) {
+	s := Site{Dir: filepath.Join(t.TempDir(), "clusters")}
+	waiting := func(take func() (func(), error)) func() (func(), error) {
+		type lock struct {
+			release func()
+			err     error
+		}
+		got := make(chan lock, 1)
+		go func() {
+			release, err := take()
+			got <- lock{release, err}
+		}()
+		time.Sleep(50 * time.Millisecond) // until it has opened the folder
+		return func() (func(), error) { l := <-got; return l.release, l.err }
+	}
+	for _, again := range []bool{false, true} {
+		release, err := s.holdAll(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		one := waiting(func() (func(), error) { return hold(t.Context(), s.Dir) })
+		all := waiting(func() (func(), error) { return s.holdAll(t.Context()) })
+		if err := os.Remove(s.Dir); err != nil {
+			t.Fatal(err)
+		}
+		if again {
+			if err := os.Mkdir(s.Dir, 0o700); err != nil {
+				t.Fatal(err)
+			}
+		}
+		release()
+		if _, err := one(); !errors.Is(err, fs.ErrNotExist) {
+			t.Fatalf("made again %t: got %v, want %v", again, err, fs.ErrNotExist)
+		}
+		release, err = all()
+		if err != nil {
+			t.Fatal(err)
+		}
+		late, end := context.WithCancel(t.Context())
+		end()
+		if _, err := hold(late, s.Dir); err == nil || errors.Is(err, fs.ErrNotExist) {
+			t.Errorf("made again %t: the folder of all clusters is not locked: %v", again, err)
+		}
+		release()
+	}
 }
