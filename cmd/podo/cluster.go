@@ -631,11 +631,11 @@ func clusterPublish() *cli.Command {
 			if err != nil {
 				return err
 			}
-			tell := os.NewFile(3, "ready")
+			tell, held := os.NewFile(3, "ready"), os.NewFile(4, "ports")
 			log := slog.New(slog.NewTextHandler(os.Stderr, nil))
 			changed := make(chan os.Signal, 1)
 			signal.Notify(changed, local.Refers)
-			return s.Publish(c.Context, c.String("name"), changed, func() {
+			return s.Publish(c.Context, c.String("name"), held, changed, func() {
 				_, _ = tell.WriteString("y")
 				tell.Close()
 			}, log)
