@@ -17,13 +17,19 @@ import (
 type seat string
 
 // take locks the file for a process that is about to be started, and is to be given it. Who
-// had it before is forgotten: that number may be anybody's by now.
+// had it before is forgotten: that number may be anybody's by now. Others lock it for an
+// instant to ask who has it.
 func (s seat) take() (*os.File, error) {
 	f, err := os.OpenFile(string(s), os.O_RDWR|os.O_CREATE, 0o600)
 	if err != nil {
 		return nil, err
 	}
-	err = unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+	for end := time.Now().Add(time.Second); ; time.Sleep(10 * time.Millisecond) {
+		err = unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+		if !errors.Is(err, unix.EWOULDBLOCK) || time.Now().After(end) {
+			break
+		}
+	}
 	if err == nil {
 		err = f.Truncate(0)
 	}

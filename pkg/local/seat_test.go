@@ -81,6 +81,21 @@ func TestSeat(t *testing.T) {
 		}
 		break
 	}
+	// Who is to have it waits until others have asked.
+	asking, err := os.Open(string(s))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer asking.Close()
+	if err := unix.Flock(int(asking.Fd()), unix.LOCK_SH); err != nil {
+		t.Fatal(err)
+	}
+	time.AfterFunc(100*time.Millisecond, func() { _ = unix.Flock(int(asking.Fd()), unix.LOCK_UN) })
+	free, err := s.take()
+	if err != nil {
+		t.Fatal(err)
+	}
+	free.Close()
 	// Who has it now is not who had it before, and is waited for until it says its number.
 	if err := os.WriteFile(string(s), []byte("1\n"), 0o600); err != nil {
 		t.Fatal(err)
