@@ -252,6 +252,9 @@ func clusterDelete() *cli.Command {
 			_, err = kubeconfig.Remove(p.file, local.ContextOf(name))
 			errs = append(errs, err)
 		}
+		if c.Bool("all") {
+			errs = append(errs, s.Clear(c.Context))
+		}
 		if asJSON {
 			errs = append(errs, printJSON(c.App.Writer, deleted))
 		}
