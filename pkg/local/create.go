@@ -273,15 +273,17 @@ func (s Site) up(ctx context.Context, c Cluster, wait time.Duration) error {
 // Ready when somebody installs another. Woken is when nodes that were known before were
 // turned on.
 func (s Site) settle(ctx context.Context, c Cluster, list []Node, woken map[string]time.Time, wait time.Duration) error {
-	if wait == 0 || c.Shared["flannel-backend"] == "none" {
-		return s.await(ctx, c, list, "known to the API", max(wait, patience), func(*corev1.Node) bool { return true })
-	}
-	what := "all nodes are"
+	who, what := "all nodes are", "Ready"
 	if len(list) < len(c.Nodes) {
-		what = "it is"
+		who = "it is"
 	}
-	done := s.Step("Waiting until " + what + " Ready")
-	err := s.await(ctx, c, list, "Ready", wait, func(n *corev1.Node) bool { return isReady(n, woken[n.Name]) })
+	wanted := func(n *corev1.Node) bool { return isReady(n, woken[n.Name]) }
+	if wait == 0 || c.Shared["flannel-backend"] == "none" {
+		what, wait = "known to the API", max(wait, patience)
+		wanted = func(*corev1.Node) bool { return true }
+	}
+	done := s.Step("Waiting until " + who + " " + what)
+	err := s.await(ctx, c, list, what, wait, wanted)
 	done(err)
 	return err
 }

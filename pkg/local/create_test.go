@@ -3,9 +3,11 @@ package local
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"testing"
 	"time"
 )
@@ -125,5 +127,32 @@ func TestHoldOfARemovedFolder(t *testing.T) {
 			t.Errorf("made again %t: the folder of all clusters is not locked: %v", again, err)
 		}
 		release()
+	}
+}
+
+// TestSettleTells: whoever waits sees what for, also without podo's pod network, where nodes
+// do not become Ready.
+func TestSettleTells(t *testing.T) {
+	var told []string
+	s := Site{Dir: t.TempDir(), Step: func(words string) func(error) {
+		return func(err error) { told = append(told, fmt.Sprintf("%s, failed: %t", words, err != nil)) }
+	}}
+	nodes := []Node{{Name: "a", Role: ControlPlane}, {Name: "b", Role: Worker}}
+	for _, tt := range []struct {
+		shared Settings
+		list   []Node
+		wait   time.Duration
+		want   string
+	}{
+		{Settings{}, nodes, time.Minute, "all nodes are Ready"},
+		{Settings{}, nodes[1:], time.Minute, "it is Ready"},
+		{Settings{}, nodes, 0, "all nodes are known to the API"},
+		{Settings{"flannel-backend": "none"}, nodes[1:], time.Minute, "it is known to the API"},
+	} {
+		told = nil
+		err := s.settle(t.Context(), Cluster{Name: "c", Nodes: nodes, Shared: tt.shared}, tt.list, nil, tt.wait)
+		if want := "Waiting until " + tt.want + ", failed: true"; err == nil || !slices.Equal(told, []string{want}) {
+			t.Errorf("told %q, %v; want %q", told, err, want)
+		}
 	}
 }
