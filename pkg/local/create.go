@@ -38,6 +38,9 @@ func (s Site) Create(ctx context.Context, name string, f File, o Options) (Clust
 	if err := checkName(name); err != nil {
 		return Cluster{}, Unfit{fmt.Errorf("name: %w", err)}
 	}
+	if err := hasFamily(f.Networking.Family, "/proc/sys/net/ipv6/conf/default/disable_ipv6"); err != nil {
+		return Cluster{}, fmt.Errorf("networking.ipFamily: %w", err)
+	}
 	c, release, err := s.begin(ctx, name, f, o)
 	if err != nil {
 		return c, err
@@ -103,6 +106,9 @@ func (s Site) begin(ctx context.Context, name string, f File, o Options) (Cluste
 	if err == nil && o.Registry {
 		var at netip.AddrPort
 		at, err = listen(netip.AddrFrom4([4]byte{127, 0, 0, 1}), int32(o.RegistryPort), "tcp")
+		if err != nil {
+			err = fmt.Errorf("--registry-port: %w", err)
+		}
 		c.Registry = at.Port()
 		err = errors.Join(err, c.apart())
 	}
@@ -120,6 +126,23 @@ func (s Site) begin(ctx context.Context, name string, f File, o Options) (Cluste
 		_ = os.Remove(s.Dir) // which is empty if this is the first
 	}
 	return c, release, err
+}
+
+// hasFamily says why nodes could have no addresses of a family here: what a file of the
+// kernel's says of new links is what those of a cluster get.
+func hasFamily(family, disabled string) error {
+	if family != "ipv6" && family != "dual" {
+		return nil
+	}
+	switch text, err := os.ReadFile(disabled); {
+	case errors.Is(err, fs.ErrNotExist):
+		return fmt.Errorf("%s: the kernel of this machine runs without IPv6; leave the line out for ipv4, or start it with IPv6", family)
+	case err != nil:
+		return err
+	case strings.TrimSpace(string(text)) != "0":
+		return fmt.Errorf("%s: IPv6 is off on this machine; leave the line out for ipv4, or type: sysctl -w net.ipv6.conf.all.disable_ipv6=0", family)
+	}
+	return nil
 }
 
 // found makes the folder of a cluster and locks it. It is given its name last, so that

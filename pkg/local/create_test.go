@@ -5,9 +5,11 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"net"
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 )
@@ -154,5 +156,43 @@ func TestSettleTells(t *testing.T) {
 		if want := "Waiting until " + tt.want + ", failed: true"; err == nil || !slices.Equal(told, []string{want}) {
 			t.Errorf("told %q, %v; want %q", told, err, want)
 		}
+	}
+}
+
+// TestHasFamily: a family that links cannot have here is refused before any is made.
+func TestHasFamily(t *testing.T) {
+	dir := t.TempDir()
+	for name, text := range map[string]string{"on": "0\n", "off": "1\n"} {
+		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, tt := range []struct {
+		family, kernel, want string
+	}{
+		{"", "off", ""}, {"ipv4", "absent", ""}, {"dual", "on", ""}, {"ipv6", "on", ""},
+		{"ipv6", "off", "sysctl -w net.ipv6.conf.all.disable_ipv6=0"}, {"dual", "off", "IPv6 is off"}, {"dual", "absent", "runs without IPv6"},
+	} {
+		err := hasFamily(tt.family, filepath.Join(dir, tt.kernel))
+		if (err == nil) != (tt.want == "") || err != nil && !strings.Contains(err.Error(), tt.want) {
+			t.Errorf("%s where IPv6 is %s: %v, want %q", tt.family, tt.kernel, err, tt.want)
+		}
+	}
+}
+
+// TestRegistryPortIsTaken: the error names the flag, and nothing is left.
+func TestRegistryPortIsTaken(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	s := Site{Dir: filepath.Join(t.TempDir(), "clusters")}
+	_, _, err = s.begin(t.Context(), "c", File{}, Options{Registry: true, RegistryPort: l.Addr().(*net.TCPAddr).Port})
+	if err == nil || !strings.HasPrefix(err.Error(), "--registry-port: TCP port 127.0.0.1:") {
+		t.Errorf("got %v", err)
+	}
+	if _, err := os.Stat(s.Dir); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("left: %v", err)
 	}
 }

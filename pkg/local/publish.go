@@ -105,7 +105,7 @@ func (s Site) Publish(ctx context.Context, name string, held *os.File, changed <
 		return err
 	}
 	g := lifecycle.NewGroup(log)
-	api := balancer.New(balancer.Options{Listen: c.API, First: c.endpoints(), Log: log})
+	api := balancer.New(balancer.Options{Listen: c.API, First: c.endpoints(), What: "API server of cluster " + name, Log: log})
 	go func() {
 		for {
 			select {
