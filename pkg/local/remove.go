@@ -75,6 +75,16 @@ func (s Site) tools(ctx context.Context) error {
 	return err
 }
 
+// oldTools are enough to remove things with: those of another podo, where a full disk has no
+// room for ours.
+func (s Site) oldTools(ctx context.Context) error {
+	err := s.tools(ctx)
+	if _, missing := os.Stat(filepath.Join(s.Programs(), "nft")); missing == nil {
+		return nil
+	}
+	return err
+}
+
 func (s Site) programs() string { return filepath.Join(s.Dir, ".bin") }
 
 // Programs is the folder of those tools.
@@ -82,7 +92,7 @@ func (s Site) Programs() string { return filepath.Join(s.programs(), "current") 
 
 // remove takes away everything of a cluster. It goes on past what it cannot remove.
 func (s Site) remove(ctx context.Context, name string) error {
-	if err := s.tools(ctx); err != nil {
+	if err := s.oldTools(ctx); err != nil {
 		return err
 	}
 	groups, err := machine.FindGroups()

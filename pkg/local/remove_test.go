@@ -33,6 +33,20 @@ func TestDeleteNothing(t *testing.T) {
 	}
 }
 
+// TestOldTools: what another podo unpacked is enough where ours cannot be unpacked.
+func TestOldTools(t *testing.T) {
+	s := Site{Dir: t.TempDir(), Exe: "/nowhere/podo"}
+	if err := s.oldTools(t.Context()); err == nil {
+		t.Error("programs that are not there are enough")
+	}
+	if err := os.MkdirAll(filepath.Join(s.Programs(), "nft"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.oldTools(t.Context()); err != nil {
+		t.Errorf("those that are there are not enough: %v", err)
+	}
+}
+
 // TestClear: what clusters shared goes with the last of them, also if somebody else has
 // just removed it.
 func TestClear(t *testing.T) {
