@@ -81,9 +81,13 @@ func nameOf(c *cli.Context, file string) string {
 	return defaultCluster
 }
 
-// site is where clusters are, for a root that may change them.
+// site is where clusters are, for a root that may change them. A name that is empty, as an
+// unset variable leaves one, means no cluster: not the usual one.
 func site(c *cli.Context) (local.Site, error) {
 	s := local.Site{Dir: local.DefaultDir, Step: newTicks(c.App.ErrWriter).step}
+	if c.IsSet("name") && c.String("name") == "" {
+		return s, usagef("--name: is empty; give a name, or leave it out for %s", defaultCluster)
+	}
 	if os.Geteuid() != 0 {
 		return s, fmt.Errorf("podo %[1]s needs root; try: sudo podo %[1]s", strings.TrimPrefix(c.Command.HelpName, "podo "))
 	}
@@ -116,9 +120,6 @@ func verbOf(name, usage, description string, flags []cli.Flag, do func(*cli.Cont
 		Action: func(c *cli.Context) error {
 			if err := noArgs(c); err != nil {
 				return err
-			}
-			if c.IsSet("name") && c.String("name") == "" {
-				return usagef("--name: is empty; give a name, or leave it out for %s", defaultCluster)
 			}
 			s, err := site(c)
 			if err != nil {
@@ -250,6 +251,9 @@ func clusterDelete() *cli.Command {
 			}
 			_, err = kubeconfig.Remove(p.file, local.ContextOf(name))
 			errs = append(errs, err)
+		}
+		if c.Bool("all") {
+			errs = append(errs, s.Clear(c.Context))
 		}
 		if asJSON {
 			errs = append(errs, printJSON(c.App.Writer, deleted))
@@ -631,11 +635,11 @@ func clusterPublish() *cli.Command {
 			if err != nil {
 				return err
 			}
-			tell := os.NewFile(3, "ready")
+			tell, held := os.NewFile(3, "ready"), os.NewFile(4, "ports")
 			log := slog.New(slog.NewTextHandler(os.Stderr, nil))
 			changed := make(chan os.Signal, 1)
 			signal.Notify(changed, local.Refers)
-			return s.Publish(c.Context, c.String("name"), changed, func() {
+			return s.Publish(c.Context, c.String("name"), held, changed, func() {
 				_, _ = tell.WriteString("y")
 				tell.Close()
 			}, log)

@@ -119,6 +119,17 @@ func TestRefusals(t *testing.T) {
 		"kill with an argument":     {[]string{"kill", "all"}, `no argument "all"`, 2},
 		"unknown flag":              {[]string{"kill", "--force"}, "--force", 2},
 	}
+	for _, words := range [][]string{{"node", "remove"}, {"node", "exec"}, {"load", "archive"}, {"load", "image"}, {"export", "logs"}, {"stop"}} {
+		args := append(append([]string{"cluster"}, words...), "--name", "")
+		if words[0] != "stop" {
+			args = append(args, "/nowhere")
+		}
+		tests["cluster "+strings.Join(words, " ")+" of a cluster without a name"] = struct {
+			args []string
+			want string
+			code int
+		}{args, "--name: is empty", 2}
+	}
 	for name, tt := range tests {
 		t.Run(name, func(t *testing.T) {
 			_, _, err := run(t, tt.args...)

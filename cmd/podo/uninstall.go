@@ -147,6 +147,9 @@ func verifyGone(c *cli.Context, all []reset.Options) error {
 	for _, name := range names {
 		left = append(left, reset.Leftover{Kind: "cluster", What: fmt.Sprintf("%s; remove it with: podo cluster delete --name %[1]s", name)})
 	}
+	if parts, _ := os.ReadDir(local.DefaultDir); len(names) == 0 && len(parts) > 0 {
+		left = append(left, reset.Leftover{Kind: "file", What: local.DefaultDir + "; remove it with: podo cluster delete --all"})
+	}
 	if len(left) == 0 {
 		but := ""
 		if all[0].KeepData {

@@ -37,17 +37,14 @@ func parameters() []parameter {
 	}
 }
 
-// sysctlFile is the file of a parameter as people write its name: what separates first
+// sysctlPath is the file of a parameter as people write its name: what separates first
 // separates, and the other stands for itself (sysctl.d(5)).
-func sysctlFile(name string) string {
-	name = strings.TrimPrefix(name, "-") // which only means that it may fail
+func sysctlPath(name string) string {
 	if at := strings.IndexAny(name, "./"); at >= 0 && name[at] == '.' {
 		name = strings.NewReplacer(".", "/", "/", ".").Replace(name)
 	}
 	return "/proc/sys/" + name
 }
-
-func sysctlPath(name string) string { return "/proc/sys/" + strings.ReplaceAll(name, ".", "/") }
 
 // tunable reports whether /proc/sys can be written: container engines mount it
 // read-only unless the container is privileged.

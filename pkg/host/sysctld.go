@@ -38,7 +38,8 @@ func (r root) configured() func(file, value string) bool {
 			for line := range strings.Lines(string(text)) {
 				name, value, _ := strings.Cut(strings.TrimSpace(line), "=")
 				if name != "" && !strings.ContainsAny(name[:1], "#;") {
-					all = append(all, setting{sysctlFile(strings.TrimSpace(name)), strings.Join(strings.Fields(value), " ")})
+					name = strings.TrimPrefix(strings.TrimSpace(name), "-") // which only means that it may fail
+					all = append(all, setting{sysctlPath(name), strings.Join(strings.Fields(value), " ")})
 				}
 			}
 		}

@@ -38,6 +38,9 @@ func (s Site) Create(ctx context.Context, name string, f File, o Options) (Clust
 	if err := checkName(name); err != nil {
 		return Cluster{}, Unfit{fmt.Errorf("name: %w", err)}
 	}
+	if err := hasFamily(f.Networking.Family, "/proc/sys/net/ipv6/conf/default/disable_ipv6"); err != nil {
+		return Cluster{}, fmt.Errorf("networking.ipFamily: %w", err)
+	}
 	c, release, err := s.begin(ctx, name, f, o)
 	if err != nil {
 		return c, err
@@ -91,10 +94,7 @@ func (c Cluster) absent() []string {
 // cluster at a time.
 func (s Site) begin(ctx context.Context, name string, f File, o Options) (Cluster, func(), error) {
 	var c Cluster
-	if err := os.MkdirAll(s.Dir, 0o700); err != nil {
-		return c, nil, err
-	}
-	all, err := hold(ctx, s.Dir)
+	all, err := s.holdAll(ctx)
 	if err != nil {
 		return c, nil, err
 	}
@@ -106,6 +106,9 @@ func (s Site) begin(ctx context.Context, name string, f File, o Options) (Cluste
 	if err == nil && o.Registry {
 		var at netip.AddrPort
 		at, err = listen(netip.AddrFrom4([4]byte{127, 0, 0, 1}), int32(o.RegistryPort), "tcp")
+		if err != nil {
+			err = fmt.Errorf("--registry-port: %w", err)
+		}
 		c.Registry = at.Port()
 		err = errors.Join(err, c.apart())
 	}
@@ -125,13 +128,27 @@ func (s Site) begin(ctx context.Context, name string, f File, o Options) (Cluste
 	return c, release, err
 }
 
+// hasFamily says why nodes could have no addresses of a family here: what a file of the
+// kernel's says of new links is what those of a cluster get.
+func hasFamily(family, disabled string) error {
+	if family != "ipv6" && family != "dual" {
+		return nil
+	}
+	switch text, err := os.ReadFile(disabled); {
+	case errors.Is(err, fs.ErrNotExist):
+		return fmt.Errorf("%s: the kernel of this machine runs without IPv6; leave the line out for ipv4, or start it with IPv6", family)
+	case err != nil:
+		return err
+	case strings.TrimSpace(string(text)) != "0":
+		return fmt.Errorf("%s: IPv6 is off on this machine; leave the line out for ipv4, or type: sysctl -w net.ipv6.conf.all.disable_ipv6=0", family)
+	}
+	return nil
+}
+
 // found makes the folder of a cluster and locks it. It is given its name last, so that
 // nobody finds it in part, and nobody can have its lock: who deletes a cluster has that and
 // waits for the one of all.
 func (s Site) found(ctx context.Context, c Cluster) (release func(), err error) {
-	if err := os.MkdirAll(s.Dir, 0o700); err != nil { // it went with the last cluster, if that was removed just now
-		return nil, err
-	}
 	dir, err := os.MkdirTemp(s.Dir, ".new-")
 	if err != nil {
 		return nil, err
@@ -166,7 +183,22 @@ func roomy(dir string) error {
 	return err
 }
 
-// hold locks a folder until release is called. One that somebody else has is waited for.
+// holdAll locks the folder of all clusters, and makes it if there is none. It goes with the
+// last cluster, also while it is waited for.
+func (s Site) holdAll(ctx context.Context) (release func(), err error) {
+	for {
+		if err := os.MkdirAll(s.Dir, 0o700); err != nil {
+			return nil, err
+		}
+		release, err := hold(ctx, s.Dir)
+		if !errors.Is(err, fs.ErrNotExist) || ctx.Err() != nil {
+			return release, err
+		}
+	}
+}
+
+// hold locks a folder until release is called. One that somebody else has is waited for. If
+// that one removed it, the error is fs.ErrNotExist: another of its name is another folder.
 func hold(ctx context.Context, dir string) (release func(), err error) {
 	f, err := os.Open(dir)
 	if err != nil {
@@ -175,10 +207,15 @@ func hold(ctx context.Context, dir string) (release func(), err error) {
 	for {
 		err = unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
 		if err == nil {
-			return func() {
+			release := func() {
 				_ = unix.Flock(int(f.Fd()), unix.LOCK_UN) // a process that is being started may have the file too
 				f.Close()
-			}, nil
+			}
+			if err := leads(dir, f); err != nil {
+				release()
+				return nil, fmt.Errorf("lock %s: %w", dir, err)
+			}
+			return release, nil
 		}
 		if !errors.Is(err, unix.EWOULDBLOCK) || ctx.Err() != nil {
 			f.Close()
@@ -189,6 +226,19 @@ func hold(ctx context.Context, dir string) (release func(), err error) {
 		case <-time.After(100 * time.Millisecond):
 		}
 	}
+}
+
+// leads says why a path is not that of an open file.
+func leads(path string, f *os.File) error {
+	now, err := os.Stat(path)
+	if err != nil {
+		return err
+	}
+	opened, err := f.Stat()
+	if err == nil && !os.SameFile(now, opened) {
+		err = fmt.Errorf("it was removed, and another has its name: %w", fs.ErrNotExist)
+	}
+	return err
 }
 
 // make takes a cluster from its decision to nodes that are Ready.
@@ -246,15 +296,17 @@ func (s Site) up(ctx context.Context, c Cluster, wait time.Duration) error {
 // Ready when somebody installs another. Woken is when nodes that were known before were
 // turned on.
 func (s Site) settle(ctx context.Context, c Cluster, list []Node, woken map[string]time.Time, wait time.Duration) error {
-	if wait == 0 || c.Shared["flannel-backend"] == "none" {
-		return s.await(ctx, c, list, "known to the API", max(wait, patience), func(*corev1.Node) bool { return true })
-	}
-	what := "all nodes are"
+	who, what := "all nodes are", "Ready"
 	if len(list) < len(c.Nodes) {
-		what = "it is"
+		who = "it is"
 	}
-	done := s.Step("Waiting until " + what + " Ready")
-	err := s.await(ctx, c, list, "Ready", wait, func(n *corev1.Node) bool { return isReady(n, woken[n.Name]) })
+	wanted := func(n *corev1.Node) bool { return isReady(n, woken[n.Name]) }
+	if wait == 0 || c.Shared["flannel-backend"] == "none" {
+		what, wait = "known to the API", max(wait, patience)
+		wanted = func(*corev1.Node) bool { return true }
+	}
+	done := s.Step("Waiting until " + who + " " + what)
+	err := s.await(ctx, c, list, what, wait, wanted)
 	done(err)
 	return err
 }

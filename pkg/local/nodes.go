@@ -381,12 +381,15 @@ func (s Site) ExportLogs(ctx context.Context, c Cluster, dir string) error {
 		}
 		pods := s.on(c.Name, n.Name, paths.PodLogs)
 		err := filepath.WalkDir(pods, func(path string, d fs.DirEntry, err error) error {
+			if errors.Is(err, fs.ErrNotExist) {
+				return nil // its pod went meanwhile, or there were none yet
+			}
 			if err != nil || !d.Type().IsRegular() || ctx.Err() != nil {
 				return errors.Join(err, ctx.Err())
 			}
 			return copyTo(filepath.Join(to, "pods", strings.TrimPrefix(path, pods)), path)
 		})
-		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		if err != nil {
 			return err
 		}
 	}

@@ -92,15 +92,20 @@ func (s Site) refer(ctx context.Context, c Cluster) error {
 }
 
 // Publish is the life of the process that listens on the host for a cluster: for its API,
-// which any of its servers answers, and for ports of its nodes. It ends with ctx. Refers
-// comes by changed. Ready is called when all ports are open.
-func (s Site) Publish(ctx context.Context, name string, changed <-chan os.Signal, ready func(), log *slog.Logger) error {
+// which any of its servers answers, and for ports of its nodes. It ends with ctx, and has
+// the cluster's file for ports, held, until then. Refers comes by changed. Ready is called
+// when all ports are open.
+func (s Site) Publish(ctx context.Context, name string, held *os.File, changed <-chan os.Signal, ready func(), log *slog.Logger) error {
+	defer held.Close()
+	if err := enrol(held, name); err != nil {
+		return err
+	}
 	c, err := s.Load(name)
 	if err != nil {
 		return err
 	}
 	g := lifecycle.NewGroup(log)
-	api := balancer.New(balancer.Options{Listen: c.API, First: c.endpoints(), Log: log})
+	api := balancer.New(balancer.Options{Listen: c.API, First: c.endpoints(), What: "API server of cluster " + name, Log: log})
 	go func() {
 		for {
 			select {
@@ -139,6 +144,18 @@ func (s Site) Publish(ctx context.Context, name string, changed <-chan os.Signal
 		ready()
 	}()
 	return g.Run(ctx)
+}
+
+// enrol has this process found, also if whoever started it was killed just then.
+func enrol(held *os.File, cluster string) error {
+	if err := note(held, os.Getpid()); err != nil {
+		return fmt.Errorf("note down the process that listens: %w", err)
+	}
+	groups, err := machine.FindGroups()
+	if err != nil {
+		return err
+	}
+	return groups.Join(groupOf(cluster)+"/ports", os.Getpid())
 }
 
 // A passage is a port of the host that leads to one of a node.
@@ -329,13 +346,6 @@ func (s Site) open(ctx context.Context, c Cluster) error {
 	cmd.Dir = "/"
 	err = cmd.Start()
 	tell.Close()
-	if err != nil {
-		return err
-	}
-	groups, err := machine.FindGroups()
-	if err == nil {
-		err = errors.Join(note(held, cmd.Process.Pid), groups.Join(groupOf(c.Name)+"/ports", cmd.Process.Pid))
-	}
 	if err != nil {
 		return err
 	}

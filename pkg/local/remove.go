@@ -30,7 +30,10 @@ func (s Site) Delete(ctx context.Context, name string) error {
 	if errors.Is(err, fs.ErrNotExist) {
 		var stray []string
 		if stray, err = s.Strays(); err == nil && !slices.Contains(stray, name) {
-			err = ErrNoCluster
+			// Whoever removed it may have been killed before it came to the end.
+			if err = s.Clear(ctx); err == nil {
+				err = ErrNoCluster
+			}
 		}
 		release = func() {}
 	}
@@ -72,6 +75,16 @@ func (s Site) tools(ctx context.Context) error {
 	return err
 }
 
+// oldTools are enough to remove things with: those of another podo, where a full disk has no
+// room for ours.
+func (s Site) oldTools(ctx context.Context) error {
+	err := s.tools(ctx)
+	if _, missing := os.Stat(filepath.Join(s.Programs(), "nft")); missing == nil {
+		return nil
+	}
+	return err
+}
+
 func (s Site) programs() string { return filepath.Join(s.Dir, ".bin") }
 
 // Programs is the folder of those tools.
@@ -79,7 +92,7 @@ func (s Site) Programs() string { return filepath.Join(s.programs(), "current") 
 
 // remove takes away everything of a cluster. It goes on past what it cannot remove.
 func (s Site) remove(ctx context.Context, name string) error {
-	if err := s.tools(ctx); err != nil {
+	if err := s.oldTools(ctx); err != nil {
 		return err
 	}
 	groups, err := machine.FindGroups()
@@ -94,11 +107,12 @@ func (s Site) remove(ctx context.Context, name string) error {
 	if err := os.RemoveAll(s.dir(name)); err != nil {
 		return err
 	}
-	return s.clear(ctx)
+	return s.Clear(ctx)
 }
 
-// clear removes what clusters shared, with the last of them.
-func (s Site) clear(ctx context.Context) error {
+// Clear removes what clusters shared, if there is none any more, and what is left of those
+// that were not finished: whoever makes one has the lock of all.
+func (s Site) Clear(ctx context.Context) error {
 	all, err := hold(ctx, s.Dir)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil // whoever removed another at the same time has done it

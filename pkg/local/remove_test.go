@@ -14,11 +14,36 @@ func TestDeleteNothing(t *testing.T) {
 	if err := s.Delete(t.Context(), "test-of-none"); !errors.Is(err, ErrNoCluster) {
 		t.Errorf("got %v, want %v", err, ErrNoCluster)
 	}
+	for _, left := range []string{".bin", ".podo", ".new-1"} { // of one whose removal was cut short, or that was not finished
+		if err := os.MkdirAll(s.dir(left), 0o700); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := s.Delete(t.Context(), "test-of-none"); !errors.Is(err, ErrNoCluster) {
+		t.Errorf("got %v, want %v", err, ErrNoCluster)
+	}
+	if left, err := os.ReadDir(s.Dir); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("left: %v, %v", left, err)
+	}
 	if err := os.MkdirAll(s.dir("test-of-none"), 0o700); err != nil {
 		t.Fatal(err)
 	}
 	if err := s.Delete(t.Context(), "test-of-none"); err == nil || errors.Is(err, ErrNoCluster) {
 		t.Errorf("of one that cannot be removed: %v", err)
+	}
+}
+
+// TestOldTools: what another podo unpacked is enough where ours cannot be unpacked.
+func TestOldTools(t *testing.T) {
+	s := Site{Dir: t.TempDir(), Exe: "/nowhere/podo"}
+	if err := s.oldTools(t.Context()); err == nil {
+		t.Error("programs that are not there are enough")
+	}
+	if err := os.MkdirAll(filepath.Join(s.Programs(), "nft"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.oldTools(t.Context()); err != nil {
+		t.Errorf("those that are there are not enough: %v", err)
 	}
 }
 
@@ -29,7 +54,7 @@ func TestClear(t *testing.T) {
 	if err := os.MkdirAll(s.dir("c"), 0o700); err != nil {
 		t.Fatal(err)
 	}
-	if err := s.clear(t.Context()); err != nil {
+	if err := s.Clear(t.Context()); err != nil {
 		t.Error(err)
 	}
 	if _, err := os.Stat(s.dir("c")); err != nil {
@@ -39,7 +64,7 @@ func TestClear(t *testing.T) {
 		t.Fatal(err)
 	}
 	for range 2 {
-		if err := s.clear(t.Context()); err != nil {
+		if err := s.Clear(t.Context()); err != nil {
 			t.Error(err)
 		}
 		if _, err := os.Stat(s.Dir); !errors.Is(err, os.ErrNotExist) {

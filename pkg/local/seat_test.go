@@ -81,6 +81,46 @@ func TestSeat(t *testing.T) {
 		}
 		break
 	}
+	// Who is to have it waits until others have asked.
+	asking, err := os.Open(string(s))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer asking.Close()
+	if err := unix.Flock(int(asking.Fd()), unix.LOCK_SH); err != nil {
+		t.Fatal(err)
+	}
+	time.AfterFunc(100*time.Millisecond, func() { _ = unix.Flock(int(asking.Fd()), unix.LOCK_UN) })
+	free, err := s.take()
+	if err != nil {
+		t.Fatal(err)
+	}
+	free.Close()
+	// Who has it now is not who had it before, and is waited for until it says its number.
+	if err := os.WriteFile(string(s), []byte("1\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	held, err := s.take()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer held.Close()
+	if s.pid() != 0 {
+		t.Fatalf("process %d has a seat that is only being taken", s.pid())
+	}
+	other := exec.Command("sleep", "60")
+	if err := other.Start(); err != nil {
+		t.Fatal(err)
+	}
+	time.AfterFunc(100*time.Millisecond, func() { _ = note(held, other.Process.Pid) })
+	if err := s.end(t.Context(), unix.SIGTERM, time.Second); err != nil {
+		t.Error(err)
+	}
+	_ = other.Process.Kill()
+	if err := other.Wait(); err == nil || err.Error() != "signal: terminated" {
+		t.Errorf("what was starting ended with %v", err)
+	}
+	held.Close()
 	// A number that was somebody's once is nobody's now.
 	if err := os.WriteFile(string(s), []byte("1\n"), 0o600); err != nil {
 		t.Fatal(err)

@@ -26,7 +26,7 @@ func (s Site) Stop(ctx context.Context, name string) (Cluster, error) {
 	if err != nil {
 		return c, err
 	}
-	if err := s.tools(ctx); err != nil {
+	if err := s.oldTools(ctx); err != nil {
 		return c, err
 	}
 	done := s.Step("Stopping its nodes")

@@ -3,6 +3,7 @@ package reset
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/vishvananda/netlink"
@@ -15,6 +16,24 @@ func ourLinks() ([]netlink.Link, error) {
 	if err != nil && !errors.Is(err, netlink.ErrDumpInterrupted) {
 		return nil, fmt.Errorf("list links: %w", err)
 	}
+	return oursOf(all), nil
+}
+
+// theirLinks are links of containers, virtual machines and tunnels that are not podo's.
+func theirLinks() []string {
+	all, _ := netlink.LinkList() // without them all is put back
+	ours := oursOf(all)
+	var out []string
+	for _, l := range all {
+		if slices.Contains([]string{"bridge", "tuntap", "wireguard"}, l.Type()) && !slices.Contains(ours, l) {
+			out = append(out, l.Attrs().Name)
+		}
+	}
+	return out
+}
+
+// oursOf are those of links that are podo's.
+func oursOf(all []netlink.Link) []netlink.Link {
 	kinds := map[string]string{
 		"cni0":          "bridge",
 		"flannel.1":     "vxlan",
@@ -38,7 +57,7 @@ func ourLinks() ([]netlink.Link, error) {
 			out = append(out, l)
 		}
 	}
-	return out, nil
+	return out
 }
 
 // removeLinks deletes our links; routes through them go with them.

@@ -72,7 +72,7 @@ func Verify(o Options) ([]Leftover, error) {
 			}
 		}
 	}
-	ledger, may := m.parameters()
+	ledger, may, _ := m.parameters()
 	raised, err := ledger.Changed(may)
 	if err != nil {
 		add("parameter", "of which nothing is known: %v", err)
