@@ -153,6 +153,7 @@ func clusterCreate() *cli.Command {
 		userKubeconfig("merged into"), outputFlag(),
 	}
 	return verbOf("create", "make a cluster and start it", "", flags, func(c *cli.Context, s local.Site) error {
+		usualMask()
 		asJSON, err := wantsJSON(c)
 		if err != nil {
 			return err
@@ -327,6 +328,7 @@ func clusterList(verb string) *cli.Command {
 
 func clusterStart() *cli.Command {
 	return verbOf("start", "start a cluster again that was stopped, or that a reboot ended", "", []cli.Flag{clusterName(), waitFlag("all nodes are"), outputFlag()}, func(c *cli.Context, s local.Site) error {
+		usualMask()
 		asJSON, err := wantsJSON(c)
 		if err != nil {
 			return err
@@ -537,6 +539,7 @@ func clusterNode() *cli.Command {
 				&cli.StringFlag{Name: "role", Value: string(local.Worker), Usage: "`ROLE` of the node: worker or control-plane"},
 				&cli.StringFlag{Name: "image", TakesFile: true, Usage: "`PODO` that it runs: the path of a binary", DefaultText: "this one"},
 			}, func(c *cli.Context, s local.Site) error {
+				usualMask()
 				asJSON, err := wantsJSON(c)
 				if err != nil {
 					return err
@@ -591,6 +594,7 @@ func clusterNode() *cli.Command {
 					if err != nil {
 						return err
 					}
+					usualMask() // the node's, not that of the shell out here
 					err = s.Exec(cl, args[0], args[1:])
 					return asShell(err)
 				},
@@ -650,6 +654,7 @@ func isInit() bool {
 
 // beInit is the life of a node's first process.
 func beInit(ctx context.Context) error {
+	usualMask()
 	if os.Args[0] == local.MachineName {
 		return machine.Become()
 	}
