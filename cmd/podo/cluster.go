@@ -17,7 +17,6 @@ import (
 
 	"github.com/urfave/cli/v2"
 
-	"github.com/podo-dev/podo/pkg/atomicfile"
 	"github.com/podo-dev/podo/pkg/kubeconfig"
 	"github.com/podo-dev/podo/pkg/local"
 	"github.com/podo-dev/podo/pkg/machine"
@@ -206,13 +205,7 @@ func mergeCluster(c *cli.Context, s local.Site, made local.Cluster) error {
 	if err != nil {
 		return err
 	}
-	dir := filepath.Dir(p.file)
-	if _, err := os.Stat(dir); errors.Is(err, fs.ErrNotExist) && p.uid >= 0 {
-		if err := errors.Join(atomicfile.EnsureDir(dir, 0o755), os.Chown(dir, p.uid, p.gid)); err != nil {
-			return fmt.Errorf("kubeconfig: %w", err)
-		}
-	}
-	return kubeconfig.Merge(p.file, admin, atomicfile.Owner(p.uid), atomicfile.Group(p.gid))
+	return p.merge(admin)
 }
 
 func clusterDelete() *cli.Command {

@@ -1,11 +1,13 @@
 package kubeconfig
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -234,6 +236,29 @@ func TestMergeFollowsALinkAndMakesAMissingFile(t *testing.T) {
 	}
 	if removed, err := Remove(filepath.Join(dir, "none"), "podo"); removed || err != nil {
 		t.Errorf("Remove from nothing: %v, %v", removed, err)
+	}
+}
+
+// TestMergeKeepsTheOwner: a file stays whose it is, also one with nothing in it.
+func TestMergeKeepsTheOwner(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("needs root")
+	}
+	for _, text := range []string{"", own} {
+		path := filepath.Join(t.TempDir(), "config")
+		if err := errors.Join(os.WriteFile(path, []byte(text), 0o600), os.Chown(path, 1234, 1234)); err != nil {
+			t.Fatal(err)
+		}
+		if err := Merge(path, example(), atomicfile.Owner(-1), atomicfile.Group(-1)); err != nil {
+			t.Fatal(err)
+		}
+		info, err := os.Stat(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if st := info.Sys().(*syscall.Stat_t); st.Uid != 1234 || st.Gid != 1234 {
+			t.Errorf("a file with %d bytes is of %d:%d now, want 1234:1234", len(text), st.Uid, st.Gid)
+		}
 	}
 }
 

@@ -42,6 +42,7 @@ func Merge(path string, c Config, opts ...atomicfile.Option) error {
 	if err != nil {
 		return err
 	}
+	opts = append(opts, atomicfile.KeepOwner())
 	if text == nil {
 		return save(real, own, mode, opts...)
 	}
@@ -55,7 +56,7 @@ func Merge(path string, c Config, opts ...atomicfile.Option) error {
 	}
 	unquote(ours)
 	merge(doc, ours, c.Name)
-	return store(real, doc, mode, append(opts, atomicfile.KeepOwner())...)
+	return store(real, doc, mode, opts...)
 }
 
 // Remove takes everything called name from the kubeconfig at path, and reports
