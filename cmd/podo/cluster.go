@@ -178,7 +178,8 @@ func clusterCreate() *cli.Command {
 		fmt.Fprintf(c.App.ErrWriter, "Creating cluster %q ...\n", name)
 		made, err := s.Create(c.Context, name, f, local.Options{
 			Wait: c.Duration("wait"), Retain: c.Bool("retain"), Registry: c.Bool("registry"), RegistryPort: c.Int("registry-port"),
-			Then: func(made local.Cluster) error { return mergeCluster(c, s, made) },
+			Environ: os.Environ(),
+			Then:    func(made local.Cluster) error { return mergeCluster(c, s, made) },
 		})
 		if err != nil {
 			return err
@@ -651,5 +652,5 @@ func beInit(ctx context.Context) error {
 	if os.Args[0] == local.MachineName {
 		return machine.Become()
 	}
-	return local.Init(ctx, local.Role(os.Args[1]))
+	return local.Init(ctx, local.Role(os.Args[1]), os.Environ())
 }

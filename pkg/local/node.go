@@ -10,6 +10,7 @@ import (
 	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -264,7 +265,7 @@ func resolver(search []string, files ...string) (string, error) {
 func (s Site) spec(c Cluster, n Node, groups machine.Groups) (machine.Spec, error) {
 	spec := machine.Spec{
 		Name: n.Name, Root: s.node(c.Name, n.Name, "root"), Groups: groups, Links: map[string]string{},
-		Args: []string{InitName, string(n.Role)}, Env: environment(),
+		Args: []string{InitName, string(n.Role)}, Env: slices.Concat(environment(), c.proxies()),
 	}
 	bind := func(path string, flags uintptr) {
 		spec.Mounts = append(spec.Mounts, machine.Mount{From: path, To: path, Flags: unix.MS_BIND | flags})
@@ -351,7 +352,7 @@ func readOnly(path string) string {
 	return ""
 }
 
-// environment is that of the processes of a node.
+// environment is that of the processes of a node, but for proxies.
 func environment() []string {
 	return []string{"PATH=" + programs + ":/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "HOME=/root"}
 }
