@@ -64,7 +64,8 @@ func (s Site) prepare(ctx context.Context, c Cluster, n Node) error {
 	if err := s.install(n.Podo, filepath.Join(root, programs)); err != nil {
 		return err
 	}
-	return s.unpack(ctx, n.Podo, filepath.Join(root, paths.New(paths.DefaultData).Payload()))
+	// Unpacked once for all nodes that run this podo.
+	return payload.Share(ctx, n.Podo, s.programs(), filepath.Join(root, paths.New(paths.DefaultData).Payload()))
 }
 
 // install gives a node its podo: a link, so that all nodes share its pages.
@@ -107,33 +108,6 @@ func (s Site) copied(podo string) (string, error) {
 		return "", err
 	}
 	return to, atomicfile.Write(to, text, 0o755, atomicfile.Unsynced())
-}
-
-// unpack gives a node the programs of a podo, unpacked once for all nodes: as links, which
-// whoever replaces a file parts with.
-func (s Site) unpack(ctx context.Context, podo, to string) error {
-	current, err := payload.Unpack(ctx, podo, s.programs())
-	if err != nil {
-		return err
-	}
-	from, err := filepath.EvalSymlinks(current)
-	if err != nil {
-		return err
-	}
-	to = filepath.Join(to, filepath.Base(from))
-	return filepath.WalkDir(from, func(path string, d fs.DirEntry, err error) error {
-		if err != nil {
-			return err
-		}
-		at := filepath.Join(to, strings.TrimPrefix(path, from))
-		if d.IsDir() {
-			return os.MkdirAll(at, 0o755)
-		}
-		if err := os.Link(path, at); err != nil && !errors.Is(err, fs.ErrExist) {
-			return err
-		}
-		return nil
-	})
 }
 
 // settings are what podo reads at its start on a node, which joins the others by gate.
