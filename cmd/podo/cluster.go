@@ -226,7 +226,7 @@ func clusterDelete() *cli.Command {
 		if !c.Bool("all") {
 			names = []string{nameOf(c, "")}
 		}
-		p, err := kubeconfigOwner(c.String("kubeconfig"))
+		files, err := kubeconfigsOf(c.String("kubeconfig"))
 		if err != nil {
 			return err
 		}
@@ -243,8 +243,10 @@ func clusterDelete() *cli.Command {
 				errs = append(errs, fmt.Errorf("delete cluster %s: %w", name, err))
 				continue
 			}
-			_, err = kubeconfig.Remove(p.file, local.ContextOf(name))
-			errs = append(errs, err)
+			for _, file := range files {
+				_, err := kubeconfig.Remove(file, local.ContextOf(name))
+				errs = append(errs, err)
+			}
 		}
 		if asJSON {
 			errs = append(errs, printJSON(c.App.Writer, deleted))

@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/user"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -168,14 +169,38 @@ func homeDir() (string, error) {
 	return u.HomeDir, nil
 }
 
+// listedKubeconfigs are the files of $KUBECONFIG.
+func listedKubeconfigs() []string {
+	return slices.DeleteFunc(filepath.SplitList(os.Getenv("KUBECONFIG")), func(file string) bool { return file == "" })
+}
+
+// toWrite is the one of several kubeconfigs that kubectl writes to: the first that is there,
+// or else the last.
+func toWrite(files []string) string {
+	last := ""
+	for _, last = range files {
+		if _, err := os.Stat(last); err == nil {
+			break
+		}
+	}
+	return last
+}
+
+// kubeconfigsOf are all files that a cluster may have been merged into, if file names none.
+func kubeconfigsOf(file string) ([]string, error) {
+	if listed := listedKubeconfigs(); file == "" && len(listed) > 0 {
+		return listed, nil
+	}
+	p, err := kubeconfigOwner(file)
+	return []string{p.file}, err
+}
+
 // kubeconfigOwner finds the file that is meant if file names none: with sudo, that of
 // the user who called it. A file in that user's home becomes that user's.
 func kubeconfigOwner(file string) (personal, error) {
 	p := personal{file: file, uid: -1, gid: -1}
-	for _, listed := range filepath.SplitList(os.Getenv("KUBECONFIG")) {
-		if p.file == "" { // as kubectl does, past those that are empty
-			p.file = listed
-		}
+	if p.file == "" {
+		p.file = toWrite(listedKubeconfigs())
 	}
 	if name := os.Getenv("SUDO_USER"); name != "" && os.Geteuid() == 0 {
 		u, err := user.Lookup(name)

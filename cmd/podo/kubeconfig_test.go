@@ -4,6 +4,8 @@ import (
 	"os"
 	"os/user"
 	"path/filepath"
+	"slices"
+	"strings"
 	"syscall"
 	"testing"
 
@@ -31,6 +33,32 @@ func TestKubeconfigOwner(t *testing.T) {
 		if err != nil || p.uid != uid {
 			t.Errorf("%q is of %d, %v; want %d", file, p.uid, err, uid)
 		}
+	}
+}
+
+// TestListedKubeconfigs: of several files the one that kubectl would choose is written, and a
+// cluster is sought in all.
+func TestListedKubeconfigs(t *testing.T) {
+	dir := t.TempDir()
+	a, b, c := filepath.Join(dir, "a"), filepath.Join(dir, "b"), filepath.Join(dir, "c")
+	t.Setenv("KUBECONFIG", strings.Join([]string{"", a, b, c, ""}, ":"))
+	t.Setenv("SUDO_USER", "")
+	choose := func(want string) {
+		t.Helper()
+		if p, err := kubeconfigOwner(""); err != nil || p.file != want {
+			t.Errorf("chosen %s, %v; want %s", p.file, err, want)
+		}
+	}
+	choose(c)
+	if err := os.WriteFile(b, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	choose(b)
+	if files, err := kubeconfigsOf(""); err != nil || !slices.Equal(files, []string{a, b, c}) {
+		t.Errorf("all: %q, %v", files, err)
+	}
+	if files, err := kubeconfigsOf("x"); err != nil || !slices.Equal(files, []string{"x"}) {
+		t.Errorf("the one that is named: %q, %v", files, err)
 	}
 }
 
