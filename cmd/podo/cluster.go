@@ -17,7 +17,6 @@ import (
 
 	"github.com/urfave/cli/v2"
 
-	"github.com/podo-dev/podo/pkg/atomicfile"
 	"github.com/podo-dev/podo/pkg/kubeconfig"
 	"github.com/podo-dev/podo/pkg/local"
 	"github.com/podo-dev/podo/pkg/machine"
@@ -154,6 +153,7 @@ func clusterCreate() *cli.Command {
 		userKubeconfig("merged into"), outputFlag(),
 	}
 	return verbOf("create", "make a cluster and start it", "", flags, func(c *cli.Context, s local.Site) error {
+		usualMask()
 		asJSON, err := wantsJSON(c)
 		if err != nil {
 			return err
@@ -179,7 +179,8 @@ func clusterCreate() *cli.Command {
 		fmt.Fprintf(c.App.ErrWriter, "Creating cluster %q ...\n", name)
 		made, err := s.Create(c.Context, name, f, local.Options{
 			Wait: c.Duration("wait"), Retain: c.Bool("retain"), Registry: c.Bool("registry"), RegistryPort: c.Int("registry-port"),
-			Then: func(made local.Cluster) error { return mergeCluster(c, s, made) },
+			Environ: os.Environ(),
+			Then:    func(made local.Cluster) error { return mergeCluster(c, s, made) },
 		})
 		if err != nil {
 			return err
@@ -206,13 +207,7 @@ func mergeCluster(c *cli.Context, s local.Site, made local.Cluster) error {
 	if err != nil {
 		return err
 	}
-	dir := filepath.Dir(p.file)
-	if _, err := os.Stat(dir); errors.Is(err, fs.ErrNotExist) && p.uid >= 0 {
-		if err := errors.Join(atomicfile.EnsureDir(dir, 0o755), os.Chown(dir, p.uid, p.gid)); err != nil {
-			return fmt.Errorf("kubeconfig: %w", err)
-		}
-	}
-	return kubeconfig.Merge(p.file, admin, atomicfile.Owner(p.uid), atomicfile.Group(p.gid))
+	return p.merge(admin)
 }
 
 func clusterDelete() *cli.Command {
@@ -232,7 +227,7 @@ func clusterDelete() *cli.Command {
 		if !c.Bool("all") {
 			names = []string{nameOf(c, "")}
 		}
-		p, err := kubeconfigOwner(c.String("kubeconfig"))
+		files, err := kubeconfigsOf(c.String("kubeconfig"))
 		if err != nil {
 			return err
 		}
@@ -249,8 +244,10 @@ func clusterDelete() *cli.Command {
 				errs = append(errs, fmt.Errorf("delete cluster %s: %w", name, err))
 				continue
 			}
-			_, err = kubeconfig.Remove(p.file, local.ContextOf(name))
-			errs = append(errs, err)
+			for _, file := range files {
+				_, err := kubeconfig.Remove(file, local.ContextOf(name))
+				errs = append(errs, err)
+			}
 		}
 		if c.Bool("all") {
 			errs = append(errs, s.Clear(c.Context))
@@ -331,6 +328,7 @@ func clusterList(verb string) *cli.Command {
 
 func clusterStart() *cli.Command {
 	return verbOf("start", "start a cluster again that was stopped, or that a reboot ended", "", []cli.Flag{clusterName(), waitFlag("all nodes are"), outputFlag()}, func(c *cli.Context, s local.Site) error {
+		usualMask()
 		asJSON, err := wantsJSON(c)
 		if err != nil {
 			return err
@@ -541,6 +539,7 @@ func clusterNode() *cli.Command {
 				&cli.StringFlag{Name: "role", Value: string(local.Worker), Usage: "`ROLE` of the node: worker or control-plane"},
 				&cli.StringFlag{Name: "image", TakesFile: true, Usage: "`PODO` that it runs: the path of a binary", DefaultText: "this one"},
 			}, func(c *cli.Context, s local.Site) error {
+				usualMask()
 				asJSON, err := wantsJSON(c)
 				if err != nil {
 					return err
@@ -595,6 +594,7 @@ func clusterNode() *cli.Command {
 					if err != nil {
 						return err
 					}
+					usualMask() // the node's, not that of the shell out here
 					err = s.Exec(cl, args[0], args[1:])
 					return asShell(err)
 				},
@@ -654,8 +654,9 @@ func isInit() bool {
 
 // beInit is the life of a node's first process.
 func beInit(ctx context.Context) error {
+	usualMask()
 	if os.Args[0] == local.MachineName {
 		return machine.Become()
 	}
-	return local.Init(ctx, local.Role(os.Args[1]))
+	return local.Init(ctx, local.Role(os.Args[1]), os.Environ())
 }

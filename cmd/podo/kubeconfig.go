@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/user"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -116,8 +117,7 @@ func mergeKubeconfig(c *cli.Context) error {
 	if err != nil {
 		return err
 	}
-	_, statErr := os.Stat(filepath.Dir(p.file))
-	err = kubeconfig.Merge(p.file, kubeconfig.Config{
+	err = p.merge(kubeconfig.Config{
 		Name:     c.String("name"),
 		Server:   admin.Host,
 		CA:       admin.CAData,
@@ -126,14 +126,9 @@ func mergeKubeconfig(c *cli.Context) error {
 		CertFile: admin.CertFile,
 		Key:      admin.KeyData,
 		KeyFile:  admin.KeyFile,
-	}, atomicfile.Owner(p.uid), atomicfile.Group(p.gid))
+	})
 	if err != nil {
 		return err
-	}
-	if errors.Is(statErr, fs.ErrNotExist) && p.uid >= 0 {
-		if err := os.Chown(filepath.Dir(p.file), p.uid, p.gid); err != nil {
-			return err
-		}
 	}
 	_, err = fmt.Fprintf(c.App.Writer, "merged %s into %s as context %s, which is now current\n", from, p.file, c.String("name"))
 	return err
@@ -143,6 +138,21 @@ func mergeKubeconfig(c *cli.Context) error {
 type personal struct {
 	file     string
 	uid, gid int
+}
+
+// merge puts a cluster into the file, which is the person's if it is new, and so is its folder.
+func (p personal) merge(c kubeconfig.Config) error {
+	dir := filepath.Dir(p.file)
+	if _, err := os.Stat(dir); errors.Is(err, fs.ErrNotExist) && p.uid >= 0 {
+		err := atomicfile.EnsureDir(dir, 0o755)
+		if err == nil {
+			err = os.Chown(dir, p.uid, p.gid)
+		}
+		if err != nil {
+			return fmt.Errorf("kubeconfig: %w", err)
+		}
+	}
+	return kubeconfig.Merge(p.file, c, atomicfile.Owner(p.uid), atomicfile.Group(p.gid))
 }
 
 // homeDir is $HOME, or where that is not set, as for a service, what the machine's list of
@@ -159,14 +169,38 @@ func homeDir() (string, error) {
 	return u.HomeDir, nil
 }
 
+// listedKubeconfigs are the files of $KUBECONFIG.
+func listedKubeconfigs() []string {
+	return slices.DeleteFunc(filepath.SplitList(os.Getenv("KUBECONFIG")), func(file string) bool { return file == "" })
+}
+
+// toWrite is the one of several kubeconfigs that kubectl writes to: the first that is there,
+// or else the last.
+func toWrite(files []string) string {
+	last := ""
+	for _, last = range files {
+		if _, err := os.Stat(last); err == nil {
+			break
+		}
+	}
+	return last
+}
+
+// kubeconfigsOf are all files that a cluster may have been merged into, if file names none.
+func kubeconfigsOf(file string) ([]string, error) {
+	if listed := listedKubeconfigs(); file == "" && len(listed) > 0 {
+		return listed, nil
+	}
+	p, err := kubeconfigOwner(file)
+	return []string{p.file}, err
+}
+
 // kubeconfigOwner finds the file that is meant if file names none: with sudo, that of
 // the user who called it. A file in that user's home becomes that user's.
 func kubeconfigOwner(file string) (personal, error) {
 	p := personal{file: file, uid: -1, gid: -1}
-	for _, listed := range filepath.SplitList(os.Getenv("KUBECONFIG")) {
-		if p.file == "" { // as kubectl does, past those that are empty
-			p.file = listed
-		}
+	if p.file == "" {
+		p.file = toWrite(listedKubeconfigs())
 	}
 	if name := os.Getenv("SUDO_USER"); name != "" && os.Geteuid() == 0 {
 		u, err := user.Lookup(name)
@@ -178,7 +212,11 @@ func kubeconfigOwner(file string) (personal, error) {
 		case p.file == "":
 			p.file = filepath.Join(u.HomeDir, ".kube", "config")
 		}
-		if strings.HasPrefix(filepath.Clean(p.file), u.HomeDir+"/") {
+		at, err := filepath.Abs(p.file)
+		if err != nil {
+			return p, fmt.Errorf("kubeconfig: %w", err)
+		}
+		if strings.HasPrefix(at, u.HomeDir+"/") {
 			p.uid, _ = strconv.Atoi(u.Uid)
 			p.gid, _ = strconv.Atoi(u.Gid)
 		}

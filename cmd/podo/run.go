@@ -51,6 +51,7 @@ type start struct {
 // passes on ends when podo is told to stop, or when a part of it fails.
 func launch(c *cli.Context, cfg config.Node, rest func(context.Context, start) error) error {
 	notify := takeNotifier()
+	usualMask()
 	if os.Geteuid() != 0 {
 		return fmt.Errorf("%[1]s: must be run as root, since it mounts, routes and starts containers; try: sudo podo %[1]s", c.Command.Name)
 	}
@@ -79,6 +80,11 @@ func launch(c *cli.Context, cfg config.Node, rest func(context.Context, start) e
 		told: teller(os.Stderr, began, cfg.Logging, log),
 	})
 }
+
+// usualMask is for what runs a node. containerd gives every pod a resolv.conf, and kubelet a
+// file of hosts, that are to be readable to whoever the pod runs as: with the umask of a
+// shell that keeps files to itself, only root's pods could resolve names.
+func usualMask() { unix.Umask(0o022) }
 
 // group is what the parts are added to, and the gate that their clients dial through.
 // It sets Kubernetes' globals. An error means that a feature gate is wrong.

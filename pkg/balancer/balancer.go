@@ -120,6 +120,15 @@ func New(opts Options) *Balancer {
 	return b
 }
 
+// Network is a protocol of the family alone that an address is of, as package net calls it:
+// with plain tcp or udp, 0.0.0.0 would mean all of IPv6 too.
+func Network(protocol string, at netip.Addr) string {
+	if at.Unmap().Is4() {
+		return protocol + "4"
+	}
+	return protocol + "6"
+}
+
 // Name is the component's name.
 func (b *Balancer) Name() string { return "balancer" }
 
@@ -129,7 +138,7 @@ func (b *Balancer) Run(ctx context.Context, ready func()) error {
 	var cfg net.ListenConfig
 	cfg.KeepAlive = -1 // a peer on this machine does not vanish
 	cfg.SetMultipathTCP(false)
-	l, err := cfg.Listen(ctx, "tcp", b.opts.Listen.String())
+	l, err := cfg.Listen(ctx, Network("tcp", b.opts.Listen.Addr()), b.opts.Listen.String())
 	if errors.Is(err, syscall.EADDRINUSE) {
 		remedy := "stop it"
 		if b.opts.What == apiServer {

@@ -115,6 +115,34 @@ func free(t *testing.T) netip.AddrPort {
 	return l.Addr().(*net.TCPAddr).AddrPort()
 }
 
+// TestHasOneFamily: a balancer on all of IPv4 leaves the port to others on IPv6.
+func TestHasOneFamily(t *testing.T) {
+	l, err := net.Listen("tcp", "[::]:0") // a port that is free on both
+	if err != nil {
+		t.Skip("there is no IPv6 here: ", err)
+	}
+	l.Close()
+	at := netip.AddrPortFrom(netip.IPv4Unspecified(), l.Addr().(*net.TCPAddr).AddrPort().Port())
+	ctx, end := context.WithCancel(t.Context())
+	ready, done := make(chan struct{}), make(chan error, 1)
+	b := balancer.New(balancer.Options{Listen: at, Healthy: healthy, Log: slog.New(slog.DiscardHandler)})
+	go func() { done <- b.Run(ctx, func() { close(ready) }) }()
+	select {
+	case <-ready:
+	case err := <-done:
+		t.Fatal(err)
+	}
+	if l, err = net.Listen("tcp6", fmt.Sprintf("[::]:%d", at.Port())); err != nil {
+		t.Error(err)
+	} else {
+		l.Close()
+	}
+	end()
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
+}
+
 type bench struct {
 	*balancer.Balancer
 	t    *testing.T

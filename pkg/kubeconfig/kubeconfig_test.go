@@ -1,15 +1,19 @@
 package kubeconfig
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
 	"go.yaml.in/yaml/v3"
+	"golang.org/x/sys/unix"
 
 	"github.com/podo-dev/podo/pkg/atomicfile"
 )
@@ -235,6 +239,67 @@ func TestMergeFollowsALinkAndMakesAMissingFile(t *testing.T) {
 	if removed, err := Remove(filepath.Join(dir, "none"), "podo"); removed || err != nil {
 		t.Errorf("Remove from nothing: %v, %v", removed, err)
 	}
+}
+
+// TestMergeKeepsTheOwner: a file stays whose it is, also one with nothing in it.
+func TestMergeKeepsTheOwner(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("needs root")
+	}
+	for _, text := range []string{"", own} {
+		path := filepath.Join(t.TempDir(), "config")
+		if err := errors.Join(os.WriteFile(path, []byte(text), 0o600), os.Chown(path, 1234, 1234)); err != nil {
+			t.Fatal(err)
+		}
+		if err := Merge(path, example(), atomicfile.Owner(-1), atomicfile.Group(-1)); err != nil {
+			t.Fatal(err)
+		}
+		info, err := os.Stat(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if st := info.Sys().(*syscall.Stat_t); st.Uid != 1234 || st.Gid != 1234 {
+			t.Errorf("a file with %d bytes is of %d:%d now, want 1234:1234", len(text), st.Uid, st.Gid)
+		}
+	}
+}
+
+// TestCheck: what Merge would fail over in the end is told before.
+func TestCheck(t *testing.T) {
+	dir := t.TempDir()
+	path := filepath.Join(dir, "config")
+	for _, path := range []string{path, filepath.Join(dir, "a", "b", "config")} {
+		if err := Check(path); err != nil {
+			t.Error(err)
+		}
+	}
+	if err := os.WriteFile(path+".lock", nil, 0); err != nil {
+		t.Fatal(err)
+	}
+	if err := Check(path); err != nil {
+		t.Errorf("somebody writes it just now: %v", err)
+	}
+	old := time.Now().Add(-time.Hour)
+	if err := os.Chtimes(path+".lock", old, old); err != nil {
+		t.Fatal(err)
+	}
+	if err := Check(path); err == nil || !strings.Contains(err.Error(), "remove "+path+".lock") {
+		t.Errorf("a lock that was left: %v", err)
+	}
+	dir = t.TempDir() // what is mounted there is seen by one thread alone
+	t.Run("read-only", func(t *testing.T) {
+		runtime.LockOSThread() // which ends with this goroutine
+		err := errors.Join(unix.Unshare(unix.CLONE_FS|unix.CLONE_NEWNS), unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""),
+			unix.Mount("tmpfs", dir, "tmpfs", unix.MS_RDONLY, ""))
+		if err != nil {
+			t.Skip("cannot mount: ", err)
+		}
+		for _, path := range []string{filepath.Join(dir, "config"), filepath.Join(dir, "a", "b", "config")} {
+			if err := Check(path); !errors.Is(err, unix.EROFS) || !strings.Contains(err.Error(), path) {
+				t.Errorf("got %v, want an error that names the file and says why", err)
+			}
+		}
+	})
 }
 
 func TestMergeRefusesWhatItCannotRead(t *testing.T) {

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"go.yaml.in/yaml/v3"
+	"golang.org/x/sys/unix"
 
 	"github.com/podo-dev/podo/pkg/atomicfile"
 )
@@ -42,6 +43,7 @@ func Merge(path string, c Config, opts ...atomicfile.Option) error {
 	if err != nil {
 		return err
 	}
+	opts = append(opts, atomicfile.KeepOwner())
 	if text == nil {
 		return save(real, own, mode, opts...)
 	}
@@ -55,7 +57,7 @@ func Merge(path string, c Config, opts ...atomicfile.Option) error {
 	}
 	unquote(ours)
 	merge(doc, ours, c.Name)
-	return store(real, doc, mode, append(opts, atomicfile.KeepOwner())...)
+	return store(real, doc, mode, opts...)
 }
 
 // Remove takes everything called name from the kubeconfig at path, and reports
@@ -114,19 +116,50 @@ func has(doc *yaml.Node, name string) bool {
 
 // Check reports why nothing could be merged into the kubeconfig at path.
 func Check(path string) error {
-	_, text, _, err := open(path)
-	if err != nil || text == nil {
+	real, text, _, err := open(path)
+	if err == nil && text != nil {
+		_, err = parse(path, text)
+	}
+	if err != nil {
 		return err
 	}
-	_, err = parse(path, text)
-	return err
+	for _, file := range []string{path, real} { // beside the one is the lock, beside the other what takes its place
+		if err := takesFiles(filepath.Dir(file)); err != nil {
+			return fmt.Errorf("kubeconfig %s: it cannot be written: %w; name another file with --kubeconfig or in KUBECONFIG", path, err)
+		}
+	}
+	if info, err := os.Lstat(lockOf(path)); err == nil && time.Since(info.ModTime()) > patience {
+		return locked(path)
+	}
+	return nil
+}
+
+// takesFiles reports why no file can be made in a folder, which need not be there.
+func takesFiles(dir string) error {
+	err := unix.Access(dir, unix.W_OK|unix.X_OK)
+	if parent := filepath.Dir(dir); errors.Is(err, fs.ErrNotExist) && parent != dir {
+		return takesFiles(parent)
+	}
+	if err != nil {
+		return fmt.Errorf("%s: %w", dir, err)
+	}
+	return nil
+}
+
+// patience is how long others may take to write the file.
+const patience = 20 * time.Second
+
+func lockOf(path string) string { return path + ".lock" }
+
+func locked(path string) error {
+	return fmt.Errorf("kubeconfig %s: another program is writing it; if none is, remove %s", path, lockOf(path))
 }
 
 // lock keeps others from writing the file meanwhile: kubectl makes the same one, as client-go
 // does in tools/clientcmd. It waits for some seconds until they have ended.
 func lock(path string) (release func(), err error) {
-	name := path + ".lock"
-	for deadline := time.Now().Add(20 * time.Second); ; time.Sleep(50 * time.Millisecond) {
+	name := lockOf(path)
+	for deadline := time.Now().Add(patience); ; time.Sleep(50 * time.Millisecond) {
 		f, err := os.OpenFile(name, os.O_CREATE|os.O_EXCL, 0)
 		switch {
 		case err == nil:
@@ -135,7 +168,7 @@ func lock(path string) (release func(), err error) {
 		case !errors.Is(err, fs.ErrExist):
 			return nil, fmt.Errorf("kubeconfig: %w", err)
 		case time.Now().After(deadline):
-			return nil, fmt.Errorf("kubeconfig %s: another program is writing it; if none is, remove %s", path, name)
+			return nil, locked(path)
 		}
 	}
 }

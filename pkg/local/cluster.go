@@ -53,6 +53,9 @@ type Cluster struct {
 	// Patches are kubeadm's for all nodes, which those that are added later have as well.
 	Patches []string `json:"patches,omitempty"`
 
+	// Proxy has what leads to others through proxies, by name. There may be passwords in it.
+	Proxy map[string]string `json:"proxy,omitempty"`
+
 	Registry   uint16     `json:"registry,omitempty"` // port of its own one, if it has one
 	Registries []Registry `json:"registries,omitempty"`
 	Hosts      string     `json:"hosts,omitempty"` // folder of nodes where others may describe registries to containerd
@@ -198,11 +201,16 @@ func (s Site) save(c Cluster) error { return c.write(s.dir(c.Name)) }
 
 // write notes down in a folder what was decided about a cluster.
 func (c Cluster) write(dir string) error {
-	text, err := json.MarshalIndent(c, "", "  ")
+	text, err := c.text()
 	if err != nil {
 		return err
 	}
-	return atomicfile.Write(filepath.Join(dir, "cluster.json"), append(text, '\n'), 0o600)
+	return atomicfile.Write(filepath.Join(dir, "cluster.json"), text, 0o600)
+}
+
+func (c Cluster) text() ([]byte, error) {
+	text, err := json.MarshalIndent(c, "", "  ")
+	return append(text, '\n'), err
 }
 
 // find returns a node by name.

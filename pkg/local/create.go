@@ -27,6 +27,8 @@ type Options struct {
 	Registry     bool // give the cluster a registry of images
 	RegistryPort int  // of the host's loopback; one that is free if zero
 
+	Environ []string // of whoever makes it: nodes have its proxies
+
 	Then func(Cluster) error // what belongs to a cluster that runs; if that fails, having done nothing, so has all of it
 }
 
@@ -103,6 +105,7 @@ func (s Site) begin(ctx context.Context, name string, f File, o Options) (Cluste
 		return c, nil, errors.Join(err, fmt.Errorf("there is a cluster %q already; remove it with: podo cluster delete --name %[1]s", name))
 	}
 	c, err = s.decide(name, f)
+	c.Proxy = proxiesOf(o.Environ)
 	if err == nil && o.Registry {
 		var at netip.AddrPort
 		at, err = listen(netip.AddrFrom4([4]byte{127, 0, 0, 1}), int32(o.RegistryPort), "tcp")

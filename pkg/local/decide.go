@@ -113,8 +113,9 @@ func (c Cluster) apart() error {
 	var errs []error
 	for i, d := range doors {
 		for _, other := range doors[:i] {
-			everywhere := d.at.Addr().IsUnspecified() || other.at.Addr().IsUnspecified()
-			if d.protocol == other.protocol && d.at.Port() == other.at.Port() && (everywhere || d.at.Addr() == other.at.Addr()) {
+			here, there := d.at.Addr().Unmap(), other.at.Addr().Unmap()
+			everywhere := here.Is4() == there.Is4() && (here.IsUnspecified() || there.IsUnspecified())
+			if d.protocol == other.protocol && d.at.Port() == other.at.Port() && (everywhere || here == there) {
 				errs = append(errs, fmt.Errorf("%s: %s port %s is that of %s too; choose another", d.where, strings.ToUpper(d.protocol), d.at, other.where))
 			}
 		}

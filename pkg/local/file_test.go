@@ -307,6 +307,23 @@ func TestRefusedAtOnce(t *testing.T) {
 	}
 }
 
+// TestApart: a port of all addresses is also that of each of its family, and not of the other.
+func TestApart(t *testing.T) {
+	for _, tt := range []struct {
+		a, b string
+		fits bool
+	}{
+		{"0.0.0.0:80", "127.0.0.1:80", false}, {"0.0.0.0:80", "[::ffff:127.0.0.1]:80", false}, {"[::]:80", "[::1]:80", false},
+		{"0.0.0.0:80", "[::]:80", true}, {"0.0.0.0:80", "[::1]:80", true}, {"127.0.0.1:80", "127.0.0.2:80", true},
+	} {
+		port := func(at string) Port { return Port{Listen: netip.MustParseAddrPort(at), Protocol: "tcp"} }
+		c := Cluster{API: netip.MustParseAddrPort("127.0.0.1:7000"), Nodes: []Node{{Ports: []Port{port(tt.a), port(tt.b)}}}}
+		if err := c.apart(); (err == nil) != tt.fits {
+			t.Errorf("%s and %s: %v", tt.a, tt.b, err)
+		}
+	}
+}
+
 // TestNumbers: addresses of nodes that are gone are given away when there are no others.
 func TestNumbers(t *testing.T) {
 	s, c := Site{Dir: t.TempDir()}, Cluster{Name: "c"}

@@ -33,7 +33,8 @@ const refusal = 20 * time.Second
 
 // Init is the life of a node's first process: it keeps podo running and buries the dead.
 // When ctx ends it lets pods and podo end, and returns; the node ends with the process.
-func Init(ctx context.Context, role Role) error {
+// Environ is what the process was given, and gives podo.
+func Init(ctx context.Context, role Role, environ []string) error {
 	unix.CloseOnExec(seatFile)
 	line := machine.Theirs()
 	unix.CloseOnExec(int(line.Fd()))
@@ -51,7 +52,7 @@ func Init(ctx context.Context, role Role) error {
 	}
 	for ctx.Err() == nil {
 		began := time.Now()
-		code, err := run(ctx, verb)
+		code, err := run(ctx, environ, verb)
 		if err != nil {
 			return err
 		}
@@ -63,12 +64,12 @@ func Init(ctx context.Context, role Role) error {
 			time.Sleep(time.Second)
 		}
 	}
-	_, err := run(context.WithoutCancel(ctx), "kill", "--grace=10s")
+	_, err := run(context.WithoutCancel(ctx), environ, "kill", "--grace=10s")
 	return err
 }
 
 // run runs podo to its end, which ctx asks it to come to. Meanwhile it buries others.
-func run(ctx context.Context, args ...string) (code int, err error) {
+func run(ctx context.Context, environ []string, args ...string) (code int, err error) {
 	log, err := os.OpenFile(podoLog, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o644)
 	if err != nil {
 		return 0, err
@@ -76,7 +77,7 @@ func run(ctx context.Context, args ...string) (code int, err error) {
 	defer log.Close()
 	podo := filepath.Join(programs, "podo")
 	pid, err := syscall.ForkExec(podo, append([]string{podo}, args...), &syscall.ProcAttr{
-		Dir: "/root", Env: environment(), Files: []uintptr{0, log.Fd(), log.Fd()},
+		Dir: "/root", Env: environ, Files: []uintptr{0, log.Fd(), log.Fd()},
 		Sys: &syscall.SysProcAttr{Setsid: true},
 	})
 	if err != nil {

@@ -10,6 +10,7 @@ import (
 	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -63,7 +64,8 @@ func (s Site) prepare(ctx context.Context, c Cluster, n Node) error {
 	if err := s.install(n.Podo, filepath.Join(root, programs)); err != nil {
 		return err
 	}
-	return s.unpack(ctx, n.Podo, filepath.Join(root, paths.New(paths.DefaultData).Payload()))
+	// Unpacked once for all nodes that run this podo.
+	return payload.Share(ctx, n.Podo, s.programs(), filepath.Join(root, paths.New(paths.DefaultData).Payload()))
 }
 
 // install gives a node its podo: a link, so that all nodes share its pages.
@@ -106,33 +108,6 @@ func (s Site) copied(podo string) (string, error) {
 		return "", err
 	}
 	return to, atomicfile.Write(to, text, 0o755, atomicfile.Unsynced())
-}
-
-// unpack gives a node the programs of a podo, unpacked once for all nodes: as links, which
-// whoever replaces a file parts with.
-func (s Site) unpack(ctx context.Context, podo, to string) error {
-	current, err := payload.Unpack(ctx, podo, s.programs())
-	if err != nil {
-		return err
-	}
-	from, err := filepath.EvalSymlinks(current)
-	if err != nil {
-		return err
-	}
-	to = filepath.Join(to, filepath.Base(from))
-	return filepath.WalkDir(from, func(path string, d fs.DirEntry, err error) error {
-		if err != nil {
-			return err
-		}
-		at := filepath.Join(to, strings.TrimPrefix(path, from))
-		if d.IsDir() {
-			return os.MkdirAll(at, 0o755)
-		}
-		if err := os.Link(path, at); err != nil && !errors.Is(err, fs.ErrExist) {
-			return err
-		}
-		return nil
-	})
 }
 
 // settings are what podo reads at its start on a node, which joins the others by gate.
@@ -264,7 +239,7 @@ func resolver(search []string, files ...string) (string, error) {
 func (s Site) spec(c Cluster, n Node, groups machine.Groups) (machine.Spec, error) {
 	spec := machine.Spec{
 		Name: n.Name, Root: s.node(c.Name, n.Name, "root"), Groups: groups, Links: map[string]string{},
-		Args: []string{InitName, string(n.Role)}, Env: environment(),
+		Args: []string{InitName, string(n.Role)}, Env: slices.Concat(environment(), c.proxies()),
 	}
 	bind := func(path string, flags uintptr) {
 		spec.Mounts = append(spec.Mounts, machine.Mount{From: path, To: path, Flags: unix.MS_BIND | flags})
@@ -351,7 +326,7 @@ func readOnly(path string) string {
 	return ""
 }
 
-// environment is that of the processes of a node.
+// environment is that of the processes of a node, but for proxies.
 func environment() []string {
 	return []string{"PATH=" + programs + ":/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "HOME=/root"}
 }

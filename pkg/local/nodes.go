@@ -340,7 +340,7 @@ func (s Site) Exec(c Cluster, node string, args []string) error {
 		if err != nil {
 			return err
 		}
-		cmd = &exec.Cmd{Path: path, Args: args, Env: append(environment(), "TERM=xterm"), Dir: "/root", Stdin: os.Stdin, Stdout: os.Stdout, Stderr: os.Stderr}
+		cmd = &exec.Cmd{Path: path, Args: args, Env: append(slices.Concat(environment(), c.proxies()), "TERM=xterm"), Dir: "/root", Stdin: os.Stdin, Stdout: os.Stdout, Stderr: os.Stderr}
 		return cmd.Start()
 	})
 	if err != nil {
@@ -365,7 +365,13 @@ func lookPath(name string) (string, error) {
 // ExportLogs copies what was logged on all nodes to a folder: a folder for each node, with
 // what podo wrote and the logs of pods.
 func (s Site) ExportLogs(ctx context.Context, c Cluster, dir string) error {
-	if err := copyTo(filepath.Join(dir, "cluster.json"), s.file(c.Name, "cluster.json")); err != nil {
+	shown := c
+	shown.Proxy = nil // logs are shown to others, and there may be passwords in it
+	text, err := shown.text()
+	if err == nil {
+		err = errors.Join(os.MkdirAll(dir, 0o755), os.WriteFile(filepath.Join(dir, "cluster.json"), text, 0o644))
+	}
+	if err != nil {
 		return err
 	}
 	if err := copyTo(filepath.Join(dir, "ports.log"), s.file(c.Name, "ports.log")); err != nil {

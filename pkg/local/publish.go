@@ -37,14 +37,14 @@ func listen(address netip.Addr, port int32, protocol string) (netip.AddrPort, er
 	at := netip.AddrPortFrom(address, uint16(port))
 	var got net.Addr
 	if protocol == "udp" {
-		c, err := net.ListenUDP("udp", net.UDPAddrFromAddrPort(at))
+		c, err := net.ListenUDP(balancer.Network("udp", address), net.UDPAddrFromAddrPort(at))
 		if err != nil {
 			return at, taken(at, protocol, err)
 		}
 		defer c.Close()
 		got = c.LocalAddr()
 	} else {
-		l, err := net.ListenTCP("tcp", net.TCPAddrFromAddrPort(at))
+		l, err := net.ListenTCP(balancer.Network("tcp", address), net.TCPAddrFromAddrPort(at))
 		if err != nil {
 			return at, taken(at, protocol, err)
 		}
@@ -171,7 +171,7 @@ func (p passage) Run(ctx context.Context, ready func()) error {
 	if p.Protocol == "udp" {
 		return p.datagrams(ctx, ready)
 	}
-	l, err := net.ListenTCP("tcp", net.TCPAddrFromAddrPort(p.Listen))
+	l, err := net.ListenTCP(balancer.Network("tcp", p.Listen.Addr()), net.TCPAddrFromAddrPort(p.Listen))
 	if err != nil {
 		return taken(p.Listen, p.Protocol, err)
 	}
@@ -222,7 +222,7 @@ const (
 
 // datagrams passes datagrams on.
 func (p passage) datagrams(ctx context.Context, ready func()) error {
-	l, err := net.ListenUDP("udp", net.UDPAddrFromAddrPort(p.Listen))
+	l, err := net.ListenUDP(balancer.Network("udp", p.Listen.Addr()), net.UDPAddrFromAddrPort(p.Listen))
 	if err != nil {
 		return taken(p.Listen, p.Protocol, err)
 	}

@@ -12,10 +12,10 @@ import (
 	"time"
 )
 
-// open runs a passage for the test, and returns where it listens.
-func openPassage(t *testing.T, protocol string, to netip.AddrPort) netip.AddrPort {
+// openPassage runs a passage for the test, and returns where it listens.
+func openPassage(t *testing.T, from netip.Addr, protocol string, to netip.AddrPort) netip.AddrPort {
 	t.Helper()
-	at, err := listen(netip.AddrFrom4([4]byte{127, 0, 0, 1}), 0, protocol)
+	at, err := listen(from, 0, protocol)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -43,6 +43,28 @@ func openPassage(t *testing.T, protocol string, to netip.AddrPort) netip.AddrPor
 	return at
 }
 
+// TestPassageHasOneFamily: all addresses of one family are none of the other, whose port of
+// the same number is free.
+func TestPassageHasOneFamily(t *testing.T) {
+	if _, err := listen(netip.IPv6Loopback(), 0, "tcp"); err != nil {
+		t.Skip("there is no IPv6 here: ", err)
+	}
+	for _, protocol := range []string{"tcp", "udp"} {
+		for _, from := range [][2]netip.Addr{{netip.IPv4Unspecified(), netip.IPv6Unspecified()}, {netip.IPv6Unspecified(), netip.IPv4Unspecified()}} {
+			var err error
+			for range 5 { // somebody else may have one of them
+				at := openPassage(t, from[0], protocol, netip.MustParseAddrPort("127.0.0.1:9"))
+				if _, err = listen(from[1], int32(at.Port()), protocol); err == nil {
+					break
+				}
+			}
+			if err != nil {
+				t.Errorf("beside %s of %s: %v", protocol, from[0], err)
+			}
+		}
+	}
+}
+
 // TestPassageKeepsHalves: what a client says before it hangs up its half is answered, as
 // programs that read to the end expect.
 func TestPassageKeepsHalves(t *testing.T) {
@@ -64,7 +86,7 @@ func TestPassageKeepsHalves(t *testing.T) {
 			}()
 		}
 	}()
-	at := openPassage(t, "tcp", netip.MustParseAddrPort(l.Addr().String()))
+	at := openPassage(t, netip.AddrFrom4([4]byte{127, 0, 0, 1}), "tcp", netip.MustParseAddrPort(l.Addr().String()))
 	c, err := net.Dial("tcp", at.String())
 	if err != nil {
 		t.Fatal(err)
@@ -120,7 +142,7 @@ func tell(c net.Conn, words string, patience time.Duration) (string, error) {
 
 // TestPassageAnswersEachClient: datagrams of two clients are not mixed, also large ones.
 func TestPassageAnswersEachClient(t *testing.T) {
-	at := openPassage(t, "udp", shouting(t))
+	at := openPassage(t, netip.AddrFrom4([4]byte{127, 0, 0, 1}), "udp", shouting(t))
 	for _, words := range []string{"one", "two", strings.Repeat("three", 12000)} {
 		c, err := net.Dial("udp", at.String())
 		if err != nil {
@@ -138,7 +160,7 @@ func TestPassageAnswersEachClient(t *testing.T) {
 
 // TestPassageIsFull: a port has so many clients and no more. Those that it has are answered.
 func TestPassageIsFull(t *testing.T) {
-	at := openPassage(t, "udp", shouting(t))
+	at := openPassage(t, netip.AddrFrom4([4]byte{127, 0, 0, 1}), "udp", shouting(t))
 	dial := func() net.Conn {
 		t.Helper()
 		c, err := net.Dial("udp", at.String())

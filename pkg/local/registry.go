@@ -2,6 +2,7 @@ package local
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"encoding/json"
@@ -10,6 +11,7 @@ import (
 	"io"
 	"io/fs"
 	"log/slog"
+	"maps"
 	"net"
 	"net/http"
 	"net/netip"
@@ -48,7 +50,6 @@ type put struct {
 	Path string
 	Type string
 	Body []byte
-	At   time.Time
 }
 
 func openStore(dir string, log *slog.Logger) (*store, error) {
@@ -70,9 +71,9 @@ func openStore(dir string, log *slog.Logger) (*store, error) {
 	return s, s.restore()
 }
 
-// restore puts manifests again, in the order that they were: an index comes after what it
-// refers to, unless that was put once more later. So those that are refused are tried again
-// for as long as others are not.
+// restore puts manifests again. An index is refused until what it refers to is there, so
+// those that are refused are tried again for as long as others are not. A file that cannot
+// be read must not keep the cluster from starting: what was in it can be pushed again.
 func (s *store) restore() error {
 	entries, err := os.ReadDir(s.dir)
 	if err != nil {
@@ -80,17 +81,24 @@ func (s *store) restore() error {
 	}
 	var all []put
 	for _, e := range entries {
-		text, err := os.ReadFile(filepath.Join(s.dir, e.Name()))
+		file := filepath.Join(s.dir, e.Name())
+		if strings.HasPrefix(e.Name(), ".") { // what a write that was killed left
+			if err := os.Remove(file); err != nil {
+				return err
+			}
+			continue
+		}
+		text, err := os.ReadFile(file)
 		if err != nil {
 			return err
 		}
 		var p put
 		if err := json.Unmarshal(text, &p); err != nil {
-			return fmt.Errorf("read manifest %s: %w", e.Name(), err)
+			s.log.Warn("manifest cannot be read and is left out; push it again", "file", file, "err", err)
+			continue
 		}
 		all = append(all, p)
 	}
-	slices.SortFunc(all, func(a, b put) int { return a.At.Compare(b.At) })
 	for tried := 0; tried != len(all); {
 		tried = len(all)
 		all = slices.DeleteFunc(all, s.again)
@@ -124,14 +132,16 @@ func (s *store) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	r.Body = io.NopCloser(bytes.NewReader(body))
-	answer := &verdict{ResponseWriter: w}
+	answer := &verdict{header: http.Header{}}
 	s.within.ServeHTTP(answer, r)
-	if answer.code >= http.StatusMultipleChoices {
-		return
+	if answer.code < http.StatusMultipleChoices { // nobody is told so before the disk knows
+		if err := s.keep(r, body); err != nil {
+			s.log.Error("manifest is not kept", "path", r.URL.Path, "err", err)
+			http.Error(w, "manifest is not kept: "+err.Error(), http.StatusInternalServerError)
+			return
+		}
 	}
-	if err := s.keep(r, body); err != nil {
-		s.log.Error("manifest is not kept", "path", r.URL.Path, "err", err)
-	}
+	answer.pass(w)
 }
 
 // keep has the disk know what the registry now does: a manifest by the name that it was put
@@ -145,7 +155,7 @@ func (s *store) keep(r *http.Request, body []byte) error {
 	}
 	digest := fmt.Sprintf("%s/sha256:%x", path.Dir(r.URL.Path), sha256.Sum256(body))
 	for _, at := range slices.Compact([]string{digest, r.URL.Path}) {
-		text, err := json.Marshal(put{at, r.Header.Get("Content-Type"), body, time.Now()})
+		text, err := json.Marshal(put{at, r.Header.Get("Content-Type"), body})
 		if err != nil {
 			return err
 		}
@@ -161,35 +171,24 @@ func (s *store) file(at string) string {
 	return filepath.Join(s.dir, fmt.Sprintf("%x", sha256.Sum256([]byte(at))))
 }
 
-// A verdict is the status that a handler answers with, to somebody or to nobody.
+// A verdict is what a handler answers, held back.
 type verdict struct {
-	http.ResponseWriter
-	header http.Header // if nobody is answered
+	header http.Header
 	code   int
+	text   bytes.Buffer
 }
 
-func (v *verdict) Header() http.Header {
-	if v.ResponseWriter != nil {
-		return v.ResponseWriter.Header()
-	}
-	return v.header
-}
+func (v *verdict) Header() http.Header { return v.header }
 
-func (v *verdict) WriteHeader(code int) {
-	v.code = code
-	if v.ResponseWriter != nil {
-		v.ResponseWriter.WriteHeader(code)
-	}
-}
+func (v *verdict) WriteHeader(code int) { v.code = code }
 
-func (v *verdict) Write(b []byte) (int, error) {
-	if v.code == 0 {
-		v.code = http.StatusOK
-	}
-	if v.ResponseWriter != nil {
-		return v.ResponseWriter.Write(b)
-	}
-	return len(b), nil
+func (v *verdict) Write(b []byte) (int, error) { return v.text.Write(b) }
+
+// pass gives the answer to whoever asked.
+func (v *verdict) pass(w http.ResponseWriter) {
+	maps.Copy(w.Header(), v.header)
+	w.WriteHeader(cmp.Or(v.code, http.StatusOK))
+	_, _ = w.Write(v.text.Bytes())
 }
 
 // A registryServer serves a store to the host, on loopback, and to the nodes.
@@ -217,7 +216,12 @@ func (r registryServer) Run(ctx context.Context, ready func()) error {
 	}
 	ready()
 	<-ctx.Done()
-	err = server.Close()
+	// What is being pushed may come to its end; whoever stops the process waits a little longer.
+	ending, end := context.WithTimeout(context.WithoutCancel(ctx), 3*time.Second)
+	defer end()
+	if err = server.Shutdown(ending); err != nil {
+		err = server.Close()
+	}
 	all.Wait()
 	return err
 }

@@ -1,17 +1,22 @@
 package local
 
 import (
+	"context"
 	"crypto/sha256"
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"log/slog"
 	"net/http"
 	"net/http/httptest"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 )
 
 func digestOf(text string) string {
@@ -156,6 +161,100 @@ func TestRegistryKeepsWhatIndexesNeed(t *testing.T) {
 			}
 		})
 	}
+}
+
+// TestRegistryOutlivesTornFiles: what was left of a write that was killed, and what is no
+// manifest, do not keep the others from being there.
+func TestRegistryOutlivesTornFiles(t *testing.T) {
+	dir := t.TempDir()
+	const (
+		kind = "application/vnd.oci.image.manifest.v1+json"
+		text = `{"schemaVersion":2,"mediaType":"` + kind + `","layers":[]}`
+	)
+	serving(t, dir, func(request request) {
+		if code, answer := request("PUT", "/v2/app/manifests/v1", kind, text); code != http.StatusCreated {
+			t.Fatalf("push: %d %s", code, answer)
+		}
+	})
+	left := filepath.Join(dir, "manifests", ".abc.123.tmp")
+	for _, file := range []string{left, filepath.Join(dir, "manifests", "def")} {
+		if err := os.WriteFile(file, nil, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	serving(t, dir, func(request request) {
+		if code, answer := request("GET", "/v2/app/manifests/v1", "", ""); code != http.StatusOK || answer != text {
+			t.Errorf("after a restart: %d %q", code, answer)
+		}
+	})
+	if _, err := os.Stat(left); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("%s is still there: %v", left, err)
+	}
+}
+
+// TestRegistryTellsWhatIsNotKept: a manifest that the disk did not take was not pushed.
+func TestRegistryTellsWhatIsNotKept(t *testing.T) {
+	dir := t.TempDir()
+	serving(t, dir, func(request request) {
+		if err := os.RemoveAll(filepath.Join(dir, "manifests")); err != nil {
+			t.Fatal(err)
+		}
+		const kind = "application/vnd.oci.image.manifest.v1+json"
+		if code, answer := request("PUT", "/v2/app/manifests/v1", kind, `{"schemaVersion":2,"layers":[]}`); code != http.StatusInternalServerError {
+			t.Errorf("push: %d %s", code, answer)
+		}
+	})
+}
+
+// TestRegistryEndsWithItsPushes: a push that has begun when the registry is to end is
+// answered and kept.
+func TestRegistryEndsWithItsPushes(t *testing.T) {
+	const (
+		kind = "application/vnd.oci.image.manifest.v1+json"
+		text = `{"schemaVersion":2,"layers":[]}`
+	)
+	at, err := listen(netip.MustParseAddr("127.0.0.1"), 0, "tcp")
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir := t.TempDir()
+	ctx, end := context.WithCancel(t.Context())
+	defer end()
+	ready, done := make(chan struct{}), make(chan error, 1)
+	go func() {
+		done <- registryServer{dir: dir, listen: []netip.AddrPort{at}, log: slog.New(slog.DiscardHandler)}.Run(ctx, func() { close(ready) })
+	}()
+	<-ready
+	body, more := io.Pipe()
+	go func() {
+		_, _ = io.WriteString(more, text[:5])
+		end()
+		time.Sleep(100 * time.Millisecond)
+		_, _ = io.WriteString(more, text[5:])
+		more.Close()
+	}()
+	req, err := http.NewRequest("PUT", "http://"+at.String()+"/v2/app/manifests/v1", body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	req.Header.Set("Content-Type", kind)
+	req.Header.Set("Expect", "100-continue") // so that no part of the body goes out before it is being read
+	res, err := http.DefaultClient.Do(req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	res.Body.Close()
+	if res.StatusCode != http.StatusCreated {
+		t.Errorf("push: %s", res.Status)
+	}
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
+	serving(t, dir, func(request request) {
+		if code, answer := request("GET", "/v2/app/manifests/v1", "", ""); code != http.StatusOK || answer != text {
+			t.Errorf("afterwards: %d %q", code, answer)
+		}
+	})
 }
 
 // TestRegistryKeepsWhatItIsGiven: after a restart an index, and the images that it refers

@@ -262,6 +262,48 @@ func TestUnpackTwiceAtOnce(t *testing.T) {
 	holds(t, filepath.Join(dir, current), want)
 }
 
+// TestShare: those that share a folder at once get the files of their own binary, all of
+// them, and what was current stays so.
+func TestShare(t *testing.T) {
+	dir := t.TempDir()
+	mustUnpack(t, program(t, archive(t, parts("own"), nil)), dir)
+	before, _ := os.Readlink(filepath.Join(dir, current))
+	var all sync.WaitGroup
+	type place struct{ seed, to, sum string }
+	var places []place
+	for _, seed := range []string{"a", "b", "c"} {
+		exe := program(t, archive(t, parts(seed), nil))
+		p, err := Open(exe)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for range 6 {
+			to := t.TempDir()
+			places = append(places, place{seed, to, p.Sum()})
+			all.Go(func() {
+				if err := Share(t.Context(), exe, dir, to); err != nil {
+					t.Error(err)
+				}
+			})
+		}
+	}
+	all.Wait()
+	for _, p := range places {
+		home := filepath.Join(p.to, p.sum)
+		holds(t, home, parts(p.seed))
+		ours, err := os.Stat(filepath.Join(home, "lib/nft"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if theirs, err := os.Stat(filepath.Join(dir, p.sum, "lib/nft")); err != nil || !os.SameFile(ours, theirs) {
+			t.Errorf("%s is no link: %v", home, err)
+		}
+	}
+	if now, _ := os.Readlink(filepath.Join(dir, current)); now != before {
+		t.Errorf("current is %s, want %s", now, before)
+	}
+}
+
 func TestNoPayload(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "podo")
 	for name, content := range map[string]string{"empty": "", "plain": strings.Repeat("program", 100)} {

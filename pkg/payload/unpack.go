@@ -6,10 +6,12 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"runtime"
 	"slices"
+	"strings"
 	"sync"
 
 	"github.com/klauspost/compress/zstd"
@@ -73,10 +75,7 @@ func (p *Payload) Place(ctx context.Context, dir string) error {
 	if p.placed(dir) {
 		return nil
 	}
-	if err := errors.Join(os.MkdirAll(dir, 0o755), os.Chmod(dir, 0o755)); err != nil {
-		return err
-	}
-	unlock, err := lock(dir)
+	unlock, err := claim(dir)
 	if err != nil {
 		return err
 	}
@@ -84,16 +83,60 @@ func (p *Payload) Place(ctx context.Context, dir string) error {
 	if p.placed(dir) {
 		return nil
 	}
-	if !p.complete(dir) {
-		if err := p.write(ctx, dir, false, runtime.GOMAXPROCS(0)); err != nil {
-			return fmt.Errorf("unpack the payload: %w", err)
-		}
+	if err := p.begin(ctx, dir); err != nil {
+		return err
 	}
 	before, err := p.switchTo(dir)
 	if err != nil {
 		return err
 	}
 	return p.prune(dir, before)
+}
+
+// Share lays the payload of a binary into dir/<hash>, as Unpack does, and links its files
+// into to/<hash>: whoever replaces a file there parts with it. What is current stays so, and
+// no other call takes anything away before all is linked.
+func Share(ctx context.Context, exe, dir, to string) error {
+	p, err := Open(exe)
+	if err != nil {
+		return err
+	}
+	unlock, err := claim(dir)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	if err := p.begin(ctx, dir); err != nil {
+		return err
+	}
+	if err := p.settle(ctx, dir); err != nil {
+		return err
+	}
+	from, to := filepath.Join(dir, p.Sum()), filepath.Join(to, p.Sum())
+	return filepath.WalkDir(from, func(path string, d fs.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		at := filepath.Join(to, strings.TrimPrefix(path, from))
+		if d.IsDir() {
+			return os.MkdirAll(at, 0o755)
+		}
+		if err := os.Link(path, at); !errors.Is(err, fs.ErrExist) {
+			return err
+		}
+		return nil
+	})
+}
+
+// begin unpacks what a node needs to start, unless all is there.
+func (p *Payload) begin(ctx context.Context, dir string) error {
+	if p.complete(dir) {
+		return nil
+	}
+	if err := p.write(ctx, dir, false, runtime.GOMAXPROCS(0)); err != nil {
+		return fmt.Errorf("unpack the payload: %w", err)
+	}
+	return nil
 }
 
 // Settle unpacks what Place left for later, waits until all is on disk, and notes
@@ -107,6 +150,11 @@ func (p *Payload) Settle(ctx context.Context, dir string) error {
 		return err
 	}
 	defer unlock()
+	return p.settle(ctx, dir)
+}
+
+// settle is Settle for whoever has the lock.
+func (p *Payload) settle(ctx context.Context, dir string) error {
 	if p.complete(dir) {
 		return nil
 	}
@@ -271,6 +319,14 @@ func (p *Payload) prune(dir, before string) error {
 		}
 	}
 	return nil
+}
+
+// claim makes dir and locks it.
+func claim(dir string) (unlock func(), err error) {
+	if err := errors.Join(os.MkdirAll(dir, 0o755), os.Chmod(dir, 0o755)); err != nil {
+		return nil, err
+	}
+	return lock(dir)
 }
 
 // lock keeps other processes from unpacking into dir. The kernel drops it with the process.

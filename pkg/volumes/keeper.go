@@ -427,7 +427,7 @@ func (n *node) say(ctx context.Context, pv *corev1.PersistentVolume, q quota, wh
 	if err != nil {
 		return err
 	}
-	if q.Limit == 0 {
+	if q.Limit == 0 && !q.Removing {
 		text = []byte(none + why.Error())
 	}
 	patch, err := json.Marshal(annotated(quotaKey, string(text)))
@@ -486,7 +486,7 @@ func (n *node) begin(ctx context.Context, root *os.File, rel string, pv *corev1.
 		dir.Close()
 	}
 	q.Removing = true
-	return n.say(ctx, pv, q, errRemoving)
+	return n.say(ctx, pv, q, nil)
 }
 
 func (n *node) remove(ctx context.Context, path, rel string, pv *corev1.PersistentVolume) error {

@@ -2,6 +2,7 @@ package volumes
 
 import (
 	"bytes"
+	"encoding/json"
 	"errors"
 	"log/slog"
 	"os"
@@ -121,6 +122,9 @@ func TestRemovalWaitsForItsDisk(t *testing.T) {
 		}
 		if q, _ := quotaOf(pv); !q.Removing || (q.Project != 0) == strings.HasPrefix(said, none) {
 			t.Errorf("%s: noted %+v", said, q)
+		}
+		if text := pv.Annotations[quotaKey]; !json.Valid([]byte(text)) {
+			t.Errorf("%s: noted %s, which is no JSON", said, text)
 		}
 	}
 }

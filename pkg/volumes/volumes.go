@@ -20,7 +20,6 @@ package volumes
 
 import (
 	"encoding/json"
-	"errors"
 	"fmt"
 	"path/filepath"
 	"slices"
@@ -42,7 +41,7 @@ const (
 	// rootsKey is where a node says, as JSON, what folders it has for volumes.
 	rootsKey = "podo.dev/local-storage"
 	// quotaKey is where a node says of a volume what holds it to its size: a quota, as
-	// JSON, or "none: " and the reason.
+	// JSON, or "none: " and the reason. At its end it is JSON also without a limit.
 	quotaKey = "podo.dev/quota"
 	// none begins a value of quotaKey where nothing does.
 	none = "none: "
@@ -91,20 +90,14 @@ func overlap(a, b string) bool {
 
 // A quota is what holds a volume to its size.
 type quota struct {
-	Limit    int64  `json:"limit"`              // bytes
+	Limit    int64  `json:"limit"`              // bytes; 0 if nothing does
 	Project  uint32 `json:"project"`            // of the file system
 	Removing bool   `json:"removing,omitempty"` // its folder, so that one that is missing has gone
 }
 
-// errRemoving is why nothing holds a volume that had no quota to its size at its end.
-var errRemoving = errors.New("its folder is being removed")
-
 // quotaOf is what the node says of a volume: a quota, or none.
 func quotaOf(pv *corev1.PersistentVolume) (q quota, said bool) {
 	text, said := pv.Annotations[quotaKey]
-	if text == none+errRemoving.Error() {
-		return quota{Removing: true}, true
-	}
 	if said && !strings.HasPrefix(text, none) && json.Unmarshal([]byte(text), &q) != nil {
 		return quota{}, false
 	}
