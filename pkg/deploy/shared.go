@@ -115,7 +115,9 @@ func (s shared) put(ctx context.Context, f file, seen *corev1.Secret) error {
 // follow calls changed for each change, and whenever one may have been missed.
 func (s shared) follow(ctx context.Context, changed func()) {
 	for ctx.Err() == nil {
-		if w, err := s.secrets.Watch(ctx, selected()); err == nil {
+		from := selected()
+		from.ResourceVersion = "0" // whatever is known: all of it is listed again anyway
+		if w, err := s.secrets.Watch(ctx, from); err == nil {
 			changed()
 			for range w.ResultChan() {
 				changed()

@@ -37,8 +37,8 @@ func New(cfg config.Server, facts host.Facts, known Known, environ []string) (Pl
 	d := decision{cfg: cfg, cluster: ClusterOf(cfg), known: known, facts: facts, environ: environ, paths: paths.New(cfg.DataDir)}
 	d.name()
 	d.addresses()
-	d.gates()
 	d.datastore()
+	d.gates()
 	if err := errors.Join(d.errs...); err != nil {
 		return Plan{}, err
 	}
@@ -234,7 +234,13 @@ func (d *decision) gates() {
 	// The first two renew leases every ten seconds so that several servers find each
 	// other. The third asks every resource for its keys as of this moment, and waits
 	// three seconds for each that had no news; a stop then waits for it.
-	for _, name := range []string{"APIServerIdentity", "UnknownVersionInteroperabilityProxy", "SizeBasedListCostEstimate"} {
+	off := []string{"APIServerIdentity", "UnknownVersionInteroperabilityProxy", "SizeBasedListCostEstimate"}
+	if d.alone || d.external != nil && d.external.Kind != "etcd" {
+		// So does, and then fails, a watch that names no revision, where kine is between.
+		// Without this it begins with what is cached.
+		off = append(off, "WatchList")
+	}
+	for _, name := range off {
 		if _, said := d.gateSet[name]; !said {
 			d.gateSet[name] = false
 		}

@@ -61,6 +61,7 @@ func TestPodo(t *testing.T) {
 					{"ingresses that were written for ingress-nginx", ingressNginx},
 					{"gateways and their routes", gateways},
 					{"what nodes and pods use", used},
+					{"watches of what is quiet", quietWatches},
 					{"names of the cluster", dnsNames},
 					{"names of your own", dnsCustom},
 					{"volumes", volumes},
