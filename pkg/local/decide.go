@@ -1,6 +1,7 @@
 package local
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"maps"
@@ -399,7 +400,7 @@ func ranges(n Networking, families []bool) (pods, services []netip.Prefix, err e
 			has = append(has, p.Addr().Is6())
 		}
 		if !slices.Equal(has, families) {
-			errs = append(errs, fmt.Errorf("networking.%s: %s does not fit ipFamily: give one range of each family, in its order", r.name, strings.Join(texts(r.list), ",")))
+			errs = append(errs, fmt.Errorf("networking.%s: %s does not fit ipFamily %s: give one range of each family, in its order", r.name, strings.Join(texts(r.list), ","), cmp.Or(n.Family, "ipv4")))
 		}
 	}
 	if overlap(pods, services) {

@@ -268,7 +268,7 @@ func TestRefusals(t *testing.T) {
 		"an image of kind's":     {File{Nodes: []NodeFile{{Image: "kindest/node:v1.30.0"}}}, "nodes are no images here"},
 		"a file that is no podo": {File{Nodes: []NodeFile{{Image: "/bin/sh"}}}, `"/bin/sh" is not the path of a podo`},
 		"a file that is missing": {File{Nodes: []NodeFile{{Image: "/nowhere/podo"}}}, "no such file"},
-		"one family of two":      {File{Networking: Networking{Family: "dual", PodSubnet: "10.1.0.0/16"}}, "networking.podSubnet: 10.1.0.0/16 does not fit ipFamily"},
+		"one family of two":      {File{Networking: Networking{Family: "dual", PodSubnet: "10.1.0.0/16"}}, "networking.podSubnet: 10.1.0.0/16 does not fit ipFamily dual:"},
 		"overlaps a default":     {File{Networking: Networking{PodSubnet: "10.43.0.0/20"}}, "overlap"},
 		"a port of two":          {File{Nodes: []NodeFile{{Ports: []PortFile{{Container: 80, Host: 28099}, {Container: 81, Host: 28099, Address: "127.0.0.1"}}}}}, "nodes[0].extraPortMappings[1].hostPort: TCP port 127.0.0.1:28099 is that of nodes[0].extraPortMappings[0].hostPort too"},
 		"one that is the API's":  {File{Networking: Networking{APIPort: 28098}, Nodes: []NodeFile{{Ports: []PortFile{{Container: 80, Host: 28098}}}}}, "is that of networking.apiServerPort too"},

@@ -253,8 +253,10 @@ func (s Site) evict(ctx context.Context, c Cluster, n Node) error {
 	if err := kubeconfig.Write(file, admin, kubeconfig.DefaultMode); err != nil {
 		return err
 	}
-	out, err := exec.CommandContext(ctx, filepath.Join(s.Programs(), "kubectl"), "--kubeconfig", file, "--cache-dir", s.file(c.Name, "cache"),
-		"drain", n.Name, "--ignore-daemonsets", "--delete-emptydir-data", "--force", "--timeout=5m").CombinedOutput()
+	drain := exec.CommandContext(ctx, filepath.Join(s.Programs(), "kubectl"), "--kubeconfig", file, "--cache-dir", s.file(c.Name, "cache"),
+		"drain", n.Name, "--ignore-daemonsets", "--delete-emptydir-data", "--force", "--timeout=5m")
+	drain.Env = environment() // so without proxies
+	out, err := drain.CombinedOutput()
 	if err != nil {
 		return fmt.Errorf("drain %s: %w%s", n.Name, err, tail(string(out), 5))
 	}

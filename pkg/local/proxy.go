@@ -38,7 +38,10 @@ func (c Cluster) proxies() []string {
 	if domain == "" {
 		domain = "cluster.local"
 	}
-	direct := slices.Concat(texts(c.Ranges), pods, services, []string{".svc", "." + domain}, c.names())
+	direct := slices.Concat([]string{"localhost", "127.0.0.1", "::1"}, texts(c.Ranges), pods, services, []string{".svc", "." + domain}, c.names())
+	if a := c.API.Addr(); a.IsValid() && !a.IsLoopback() && !a.IsUnspecified() {
+		direct = append(direct, a.String())
+	}
 	if own := all["NO_PROXY"]; own != "" {
 		direct = append([]string{own}, direct...)
 	}

@@ -24,9 +24,10 @@ func TestProxies(t *testing.T) {
 		Name: "c", Ranges: []netip.Prefix{netip.MustParsePrefix("10.111.3.0/24")},
 		Shared: Settings{"cluster-cidr": []string{"10.42.0.0/16"}, "service-cidr": []string{"10.43.0.0/16"}}, Common: Settings{},
 		Nodes: []Node{{Name: "c-control-plane", Role: ControlPlane, Settings: Settings{}}, {Name: "c-worker", Role: Worker, Settings: Settings{}}},
+		API:   netip.MustParseAddrPort("192.0.2.1:6443"),
 		Proxy: proxiesOf([]string{"HTTP_PROXY=http://x:1", "http_proxy=http://y:1", "https_proxy=http://user:secret@z:2", "no_proxy=.corp", "HOME=/x"}),
 	}
-	own := ".corp,10.111.3.0/24,10.42.0.0/16,10.43.0.0/16,.svc,.cluster.local,c-control-plane,c-worker"
+	own := ".corp,localhost,127.0.0.1,::1,10.111.3.0/24,10.42.0.0/16,10.43.0.0/16,.svc,.cluster.local,c-control-plane,c-worker,192.0.2.1"
 	want := []string{
 		"HTTPS_PROXY=http://user:secret@z:2", "https_proxy=http://user:secret@z:2", "HTTP_PROXY=http://x:1", "http_proxy=http://x:1",
 		"NO_PROXY=" + own, "no_proxy=" + own,

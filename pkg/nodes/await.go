@@ -11,6 +11,7 @@ import (
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/fields"
 	"k8s.io/apimachinery/pkg/watch"
@@ -42,7 +43,7 @@ func Await(ctx context.Context, client kubernetes.Interface, name string, wanted
 }
 
 // await runs one watch, which begins with the node as it is. It returns nil when
-// the watch ends first.
+// the watch ends first, and the error that it ends with if it says one.
 func await(ctx context.Context, client kubernetes.Interface, name string, wanted func(*corev1.Node) bool) (*corev1.Node, error) {
 	ctx, stop := context.WithTimeout(ctx, patience)
 	defer stop()
@@ -54,6 +55,9 @@ func await(ctx context.Context, client kubernetes.Interface, name string, wanted
 	}
 	defer w.Stop()
 	for event := range w.ResultChan() {
+		if event.Type == watch.Error {
+			return nil, apierrors.FromObject(event.Object)
+		}
 		if node, ok := event.Object.(*corev1.Node); ok && event.Type != watch.Deleted && wanted(node) {
 			return node, nil
 		}

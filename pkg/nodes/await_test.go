@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/http"
 	"net/http/httptest"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -88,7 +89,8 @@ func TestAwait(t *testing.T) {
 }
 
 func TestAwaitEndsWithItsContext(t *testing.T) {
-	for name, answers := range map[string][]string{"silence": nil, "errors": strings.Split(strings.Repeat("!", 50), "")} {
+	gone := `{"type": "ERROR", "object": {"kind": "Status", "apiVersion": "v1", "status": "Failure", "code": 504, "message": "too old a cache"}}` + "\n"
+	for name, answers := range map[string][]string{"silence": nil, "errors": strings.Split(strings.Repeat("!", 50), ""), "refusals": slices.Repeat([]string{gone}, 50)} {
 		ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
 		began := time.Now()
 		n, err := nodes.Await(ctx, serve(t, answers...), "box", given)
@@ -97,6 +99,9 @@ func TestAwaitEndsWithItsContext(t *testing.T) {
 		}
 		if name == "silence" && !errors.Is(err, context.DeadlineExceeded) {
 			t.Errorf("%s: err = %v, want context.DeadlineExceeded", name, err)
+		}
+		if name == "refusals" && err != nil && !strings.Contains(err.Error(), "too old a cache") {
+			t.Errorf("%s: err = %v, want the reason", name, err)
 		}
 		if lasted := time.Since(began); lasted > 5*time.Second {
 			t.Errorf("%s: lasted %s", name, lasted)

@@ -327,6 +327,12 @@ spec:
 	c.kill("rest-worker")
 	s.run("cluster", "start", "--name", "rest")
 	c.within(60*time.Second, "the killed node Ready again", c.allReady)
+	time.Sleep(5 * time.Second) // nothing changes a node meanwhile
+	began = time.Now()
+	s.run("cluster", "start", "--name", "rest")
+	if took := time.Since(began); took > 15*time.Second {
+		t.Errorf("to start what runs took %s", took)
+	}
 }
 
 // TestSideBySide: two clusters do not know of each other. One whose files somebody removed can
