@@ -244,10 +244,8 @@ func clusterDelete() *cli.Command {
 				errs = append(errs, fmt.Errorf("delete cluster %s: %w", name, err))
 				continue
 			}
-			for _, file := range files {
-				_, err := kubeconfig.Remove(file, local.ContextOf(name))
-				errs = append(errs, err)
-			}
+			_, err = removeContext(files, local.ContextOf(name))
+			errs = append(errs, err)
 		}
 		if c.Bool("all") {
 			errs = append(errs, s.Clear(c.Context))

@@ -56,15 +56,17 @@ Examples:
 					if err := noArgs(c); err != nil {
 						return err
 					}
-					p, err := kubeconfigOwner(c.String("from"))
+					files, err := kubeconfigsOf(c.String("from"))
 					if err != nil {
 						return err
 					}
-					removed, err := kubeconfig.Remove(p.file, c.String("name"))
-					if err != nil {
-						return err
+					removed, err := removeContext(files, c.String("name"))
+					if len(removed) == 0 && err == nil {
+						fmt.Fprintf(c.App.Writer, "no context %s in %s\n", c.String("name"), strings.Join(files, ", "))
 					}
-					_, err = fmt.Fprintf(c.App.Writer, choose(removed, "removed context %s from %s\n", "no context %s in %s\n"), c.String("name"), p.file)
+					for _, file := range removed {
+						fmt.Fprintf(c.App.Writer, "removed context %s from %s\n", c.String("name"), file)
+					}
 					return err
 				},
 			},
@@ -172,6 +174,23 @@ func homeDir() (string, error) {
 // listedKubeconfigs are the files of $KUBECONFIG.
 func listedKubeconfigs() []string {
 	return slices.DeleteFunc(filepath.SplitList(os.Getenv("KUBECONFIG")), func(file string) bool { return file == "" })
+}
+
+// removeContext takes a context out of each of some files that has it, and returns those.
+// Of several, those that cannot be read are nobody's business here.
+func removeContext(files []string, name string) (removed []string, err error) {
+	var errs []error
+	for _, file := range files {
+		if has, err := kubeconfig.Has(file, name); len(files) > 1 && (err != nil || !has) {
+			continue
+		}
+		found, err := kubeconfig.Remove(file, name)
+		if found {
+			removed = append(removed, file)
+		}
+		errs = append(errs, err)
+	}
+	return removed, errors.Join(errs...)
 }
 
 // toWrite is the one of several kubeconfigs that kubectl writes to: the first that is there,

@@ -62,6 +62,27 @@ func TestListedKubeconfigs(t *testing.T) {
 	}
 }
 
+// TestRemoveContext: of several files all that have a context lose it, and those that cannot
+// be read are left alone. One that was named has to be read.
+func TestRemoveContext(t *testing.T) {
+	dir := t.TempDir()
+	a, broken, b := filepath.Join(dir, "a"), filepath.Join(dir, "broken"), filepath.Join(dir, "b")
+	for _, file := range []string{a, b} {
+		if err := kubeconfig.Merge(file, kubeconfig.Config{Name: "x", Server: "https://127.0.0.1:6443", CA: []byte("ca"), Cert: []byte("cert"), Key: []byte("key")}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := os.WriteFile(broken, []byte("{"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if removed, err := removeContext([]string{a, broken, filepath.Join(dir, "none"), b}, "x"); err != nil || !slices.Equal(removed, []string{a, b}) {
+		t.Errorf("removed from %q, %v", removed, err)
+	}
+	if _, err := removeContext([]string{broken}, "x"); err == nil {
+		t.Error("a file that cannot be read has no mistake")
+	}
+}
+
 // TestPersonalMerge: a file that was not there is the person's, and so is its folder.
 func TestPersonalMerge(t *testing.T) {
 	if os.Geteuid() != 0 {

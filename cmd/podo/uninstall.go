@@ -91,6 +91,9 @@ Examples:
 			if err := confirm(c, all); err != nil {
 				return err
 			}
+			if err := (local.Site{Dir: local.DefaultDir}).Clear(c.Context); err != nil {
+				return fmt.Errorf("uninstall: %w", err)
+			}
 			for _, o := range all {
 				err = reset.Uninstall(c.Context, o)
 				if errors.Is(err, datadir.ErrForeign) {
@@ -147,8 +150,10 @@ func verifyGone(c *cli.Context, all []reset.Options) error {
 	for _, name := range names {
 		left = append(left, reset.Leftover{Kind: "cluster", What: fmt.Sprintf("%s; remove it with: podo cluster delete --name %[1]s", name)})
 	}
-	if parts, _ := os.ReadDir(local.DefaultDir); len(names) == 0 && len(parts) > 0 {
-		left = append(left, reset.Leftover{Kind: "file", What: local.DefaultDir + "; remove it with: podo cluster delete --all"})
+	if len(names) == 0 {
+		for _, dir := range (local.Site{Dir: local.DefaultDir}).Remains() {
+			left = append(left, reset.Leftover{Kind: "file", What: dir + "; remove it with: podo cluster delete --all"})
+		}
 	}
 	if len(left) == 0 {
 		but := ""

@@ -60,13 +60,21 @@ func Merge(path string, c Config, opts ...atomicfile.Option) error {
 	return store(real, doc, mode, opts...)
 }
 
+// Has reports whether the kubeconfig at path has anything called name.
+func Has(path, name string) (bool, error) {
+	_, text, _, err := open(path)
+	if err != nil || text == nil {
+		return false, err
+	}
+	doc, err := parse(path, text)
+	return err == nil && has(doc, name), err
+}
+
 // Remove takes everything called name from the kubeconfig at path, and reports
 // whether there was anything. The context that was current before Merge is current
 // again. A file that then holds no entry at all is removed.
 func Remove(path, name string) (bool, error) {
-	if _, text, _, err := open(path); err != nil || text == nil {
-		return false, err
-	} else if doc, err := parse(path, text); err != nil || !has(doc, name) {
+	if there, err := Has(path, name); err != nil || !there {
 		return false, err
 	}
 	release, err := lock(path)

@@ -60,8 +60,12 @@ const (
 func (s Site) answers(ctx context.Context, c Cluster, n Node, patience time.Duration) error {
 	ctx, end := context.WithTimeoutCause(ctx, patience, fmt.Errorf("no answer within %s", patience))
 	defer end()
+	var client kubernetes.Interface
 	for {
-		client, err := s.client(c) // reads a file that podo has yet to write
+		var err error
+		if client == nil {
+			client, err = s.client(c) // reads a file that podo has yet to write
+		}
 		if err == nil {
 			err = client.Discovery().RESTClient().Get().AbsPath("/readyz").Timeout(2 * time.Second).Do(ctx).Error()
 		}

@@ -163,7 +163,7 @@ func (s Site) Names() ([]string, error) {
 	}
 	var out []string
 	for _, e := range entries {
-		if e.IsDir() && !strings.HasPrefix(e.Name(), ".") {
+		if e.IsDir() && checkName(e.Name()) == nil { // not what clusters share, nor a disk's lost+found
 			out = append(out, e.Name())
 		}
 	}

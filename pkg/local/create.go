@@ -186,6 +186,17 @@ func roomy(dir string) error {
 	return err
 }
 
+// holdOf locks a cluster's folder. One that is gone is no cluster.
+func (s Site) holdOf(ctx context.Context, name string) (release func(), err error) {
+	release, err = hold(ctx, s.dir(name))
+	if errors.Is(err, fs.ErrNotExist) {
+		if _, gone := s.Load(name); gone != nil {
+			err = gone
+		}
+	}
+	return release, err
+}
+
 // holdAll locks the folder of all clusters, and makes it if there is none. It goes with the
 // last cluster, also while it is waited for.
 func (s Site) holdAll(ctx context.Context) (release func(), err error) {

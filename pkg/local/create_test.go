@@ -97,7 +97,6 @@ func TestHoldOfARemovedFolder(t *testing.T) {
 			release, err := take()
 			got <- lock{release, err}
 		}()
-		time.Sleep(50 * time.Millisecond) // until it has opened the folder
 		return func() (func(), error) { l := <-got; return l.release, l.err }
 	}
 	for _, again := range []bool{false, true} {
@@ -107,6 +106,11 @@ func TestHoldOfARemovedFolder(t *testing.T) {
 		}
 		one := waiting(func() (func(), error) { return hold(t.Context(), s.Dir) })
 		all := waiting(func() (func(), error) { return s.holdAll(t.Context()) })
+		for deadline := time.Now().Add(time.Minute); opened(t, s.Dir) < 3; time.Sleep(time.Millisecond) {
+			if time.Now().After(deadline) {
+				t.Fatal("the folder is not waited for")
+			}
+		}
 		if err := os.Remove(s.Dir); err != nil {
 			t.Fatal(err)
 		}
@@ -130,6 +134,21 @@ func TestHoldOfARemovedFolder(t *testing.T) {
 		}
 		release()
 	}
+}
+
+// opened is how many files this process has for a folder.
+func opened(t *testing.T, dir string) (n int) {
+	t.Helper()
+	all, err := os.ReadDir("/proc/self/fd")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, fd := range all {
+		if to, err := os.Readlink("/proc/self/fd/" + fd.Name()); err == nil && to == dir {
+			n++
+		}
+	}
+	return n
 }
 
 // TestSettleTells: whoever waits sees what for, also without podo's pod network, where nodes

@@ -104,7 +104,9 @@ func (c Cluster) apart() error {
 	}
 	doors := []door{{"networking.apiServerPort", "tcp", c.API}}
 	if c.Registry != 0 {
-		doors = append(doors, door{"--registry-port", "tcp", c.registryAt()})
+		for _, at := range c.doors() {
+			doors = append(doors, door{"--registry-port", "tcp", at})
+		}
 	}
 	for i, n := range c.Nodes {
 		for j, p := range n.Ports {
@@ -135,10 +137,12 @@ func (s Site) promised(c Cluster) error {
 		if err != nil || name == c.Name {
 			continue
 		}
-		both := Cluster{API: c.API, Registry: c.Registry, Nodes: slices.Clone(c.Nodes)}
+		both := Cluster{API: c.API, Registry: c.Registry, Ranges: c.Ranges, Nodes: slices.Clone(c.Nodes)}
 		theirs := Node{Ports: []Port{{Listen: other.API, Protocol: "tcp"}}}
 		if other.Registry != 0 {
-			theirs.Ports = append(theirs.Ports, Port{Listen: other.registryAt(), Protocol: "tcp"})
+			for _, at := range other.doors() {
+				theirs.Ports = append(theirs.Ports, Port{Listen: at, Protocol: "tcp"})
+			}
 		}
 		for _, n := range other.Nodes {
 			theirs.Ports = append(theirs.Ports, n.Ports...)

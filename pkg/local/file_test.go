@@ -344,7 +344,8 @@ func TestNumbers(t *testing.T) {
 func TestPromised(t *testing.T) {
 	s := Site{Dir: t.TempDir()}
 	at := func(port uint16) netip.AddrPort { return netip.AddrPortFrom(netip.MustParseAddr("127.0.0.1"), port) }
-	off := Cluster{Name: "off", API: at(7001), Registry: 7002, Nodes: []Node{{Ports: []Port{{Listen: at(7003), Protocol: "udp"}}}}}
+	off := Cluster{Name: "off", API: at(7001), Registry: 7002, Ranges: []netip.Prefix{netip.MustParsePrefix("fd00::/64")},
+		Nodes: []Node{{Ports: []Port{{Listen: at(7003), Protocol: "udp"}}}}}
 	if err := os.Mkdir(s.dir("off"), 0o700); err != nil {
 		t.Fatal(err)
 	}
@@ -355,12 +356,13 @@ func TestPromised(t *testing.T) {
 		c    Cluster
 		fits bool
 	}{
-		"its API's":        {Cluster{API: at(7001)}, false},
-		"its registry's":   {Cluster{API: at(7002)}, false},
-		"of its registry":  {Cluster{API: at(8001), Registry: 7001}, false},
-		"of its node":      {Cluster{API: at(8001), Nodes: []Node{{Ports: []Port{{Listen: at(7003), Protocol: "udp"}}}}}, false},
-		"another protocol": {Cluster{API: at(7003)}, true},
-		"others":           {Cluster{API: at(8001), Registry: 8002}, true},
+		"its API's":                        {Cluster{API: at(7001)}, false},
+		"its registry's":                   {Cluster{API: at(7002)}, false},
+		"of its registry":                  {Cluster{API: at(8001), Registry: 7001}, false},
+		"of its node":                      {Cluster{API: at(8001), Nodes: []Node{{Ports: []Port{{Listen: at(7003), Protocol: "udp"}}}}}, false},
+		"all of IPv6, with its registry's": {Cluster{API: at(8001), Nodes: []Node{{Ports: []Port{{Listen: netip.MustParseAddrPort("[::]:7002"), Protocol: "tcp"}}}}}, false},
+		"another protocol":                 {Cluster{API: at(7003)}, true},
+		"others":                           {Cluster{API: at(8001), Registry: 8002}, true},
 	} {
 		if err := s.promised(tt.c); (err == nil) != tt.fits {
 			t.Errorf("%s: %v", name, err)

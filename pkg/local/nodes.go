@@ -119,7 +119,7 @@ func (s Site) running(ctx context.Context, name string) (Cluster, func(), error)
 	if err != nil {
 		return c, nil, err
 	}
-	release, err := hold(ctx, s.dir(name))
+	release, err := s.holdOf(ctx, name)
 	if err != nil {
 		return c, nil, err
 	}

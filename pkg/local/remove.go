@@ -124,7 +124,23 @@ func (s Site) Clear(ctx context.Context) error {
 	if names, err := s.Names(); err != nil || len(names) > 0 {
 		return err
 	}
-	return os.RemoveAll(s.Dir)
+	for _, dir := range s.Remains() {
+		if err := os.RemoveAll(dir); err != nil {
+			return err
+		}
+	}
+	_ = os.Remove(s.Dir) // unless it is a disk of its own, or has other people's files
+	return nil
+}
+
+// Remains are the folders that belong to no single cluster.
+func (s Site) Remains() []string {
+	var out []string
+	for _, name := range []string{".bin", ".podo", ".new-*"} {
+		found, _ := filepath.Glob(filepath.Join(s.Dir, name))
+		out = append(out, found...)
+	}
+	return out
 }
 
 // down turns all nodes of a cluster off, and closes its ports.

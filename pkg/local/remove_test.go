@@ -25,6 +25,15 @@ func TestDeleteNothing(t *testing.T) {
 	if left, err := os.ReadDir(s.Dir); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("left: %v, %v", left, err)
 	}
+	if err := os.MkdirAll(s.dir("lost+found"), 0o700); err != nil { // a disk of its own
+		t.Fatal(err)
+	}
+	if err := s.Delete(t.Context(), "test-of-none"); !errors.Is(err, ErrNoCluster) {
+		t.Errorf("beside what is not podo's: got %v, want %v", err, ErrNoCluster)
+	}
+	if _, err := os.Stat(s.dir("lost+found")); err != nil {
+		t.Error(err)
+	}
 	if err := os.MkdirAll(s.dir("test-of-none"), 0o700); err != nil {
 		t.Fatal(err)
 	}

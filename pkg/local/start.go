@@ -17,7 +17,7 @@ import (
 
 // Stop turns a cluster off. Its state stays, and Start brings it back.
 func (s Site) Stop(ctx context.Context, name string) (Cluster, error) {
-	release, err := hold(ctx, s.dir(name))
+	release, err := s.holdOf(ctx, name)
 	if err != nil {
 		return Cluster{}, err
 	}
@@ -45,7 +45,7 @@ func (s Site) Start(ctx context.Context, name string, wait time.Duration) (Clust
 	if err != nil {
 		return c, err
 	}
-	release, err := hold(ctx, s.dir(name))
+	release, err := s.holdOf(ctx, name)
 	if err != nil {
 		return c, err
 	}
