@@ -236,7 +236,10 @@ func (s *scene) resolves(from *hosts.Host, dns, want string) error {
 
 // resolved asks a DNS server from a host for the address of a name.
 func (s *scene) resolved(from *hosts.Host, dns, name, want string) error {
-	r := net.Resolver{PreferGo: true, Dial: func(_ context.Context, network, _ string) (net.Conn, error) {
+	r := net.Resolver{PreferGo: true, Dial: func(ctx context.Context, network, _ string) (net.Conn, error) {
+		if err := ctx.Err(); err != nil {
+			return nil, err // the host may be gone too
+		}
 		return from.Dial(network, net.JoinHostPort(dns, "53"), 2*time.Second)
 	}}
 	network := "ip4"

@@ -260,6 +260,8 @@ func (s *scene) resolverGoesOn(server *hosts.Host, nodes ...*hosts.Host) {
 			case <-done:
 				failed <- errs
 				return
+			case <-s.Context().Done(): // the hosts go
+				return
 			case <-time.After(20 * time.Millisecond):
 			}
 			asked++
@@ -279,7 +281,9 @@ func (s *scene) resolverGoesOn(server *hosts.Host, nodes ...*hosts.Host) {
 	if err := drain(at[1]); err == nil || !strings.Contains(err.Error(), "disruption budget") {
 		s.Errorf("the second of two is drained beside the first: %v", err)
 	}
-	s.kubectl(server, append([]string{"uncordon", server.Name()}, names(nodes)...)...)
+	// The one that waits takes the first place there is, so that the other's node comes last.
+	rest := slices.DeleteFunc(append([]string{server.Name()}, names(nodes)...), func(n string) bool { return n == at[1] })
+	s.kubectl(server, append([]string{"uncordon"}, append(rest, at[1])...)...)
 	s.within(60*time.Second, "CoreDNS is on two nodes again", spread)
 	s.kubectl(server, "-n", "kube-system", "scale", "deployment/coredns", "--replicas=1")
 	time.Sleep(time.Second)
