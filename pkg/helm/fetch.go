@@ -65,11 +65,7 @@ func (f *fetcher) fetch(ctx context.Context, s source) ([]byte, error) {
 	defer cancel()
 	switch {
 	case s.ChartContent != "":
-		text, err := base64.StdEncoding.DecodeString(strings.Join(strings.Fields(s.ChartContent), ""))
-		if err != nil {
-			return nil, fmt.Errorf("%wspec.chartContent: it is to be a packed chart in base64: %w", errFinal, err)
-		}
-		return text, nil
+		return base64.StdEncoding.DecodeString(strings.Join(strings.Fields(s.ChartContent), ""))
 	case strings.Contains(s.Chart, apiPlaceholder):
 		return f.own(ctx, s.Chart)
 	}
@@ -275,16 +271,19 @@ func pull(ctx context.Context, client *http.Client, s source, at string) ([]byte
 	return nil, fmt.Errorf("%s, %s is no Helm chart: it has no layer of type %s", at, tag, registry.ChartLayerMediaType)
 }
 
-// pick chooses the tag of a version, or the newest that a range such as ^1.2 allows.
+// pick chooses the tag of a version, or the newest that a range such as ^1.2 allows. Some
+// registries' tags begin with a v; a version that is said is the tag as it is.
 func pick(ctx context.Context, from *remote.Repository, version string) (string, error) {
-	if _, err := semver.StrictNewVersion(version); err == nil {
+	if _, err := semver.StrictNewVersion(strings.TrimPrefix(version, "v")); err == nil {
 		return tagOf(version), nil
 	}
 	var versions semver.Collection
-	err := from.Tags(ctx, "", func(tags []string) error {
-		for _, t := range tags {
-			if v, err := semver.StrictNewVersion(strings.ReplaceAll(t, "_", "+")); err == nil {
-				versions = append(versions, v)
+	tags := map[string]string{} // by version
+	err := from.Tags(ctx, "", func(page []string) error {
+		for _, t := range page {
+			v, err := semver.StrictNewVersion(strings.ReplaceAll(strings.TrimPrefix(t, "v"), "_", "+"))
+			if err == nil {
+				versions, tags[v.String()] = append(versions, v), t
 			}
 		}
 		return nil
@@ -298,7 +297,7 @@ func pick(ctx context.Context, from *remote.Repository, version string) (string,
 		names[i] = v.String()
 	}
 	found, err := registry.GetTagMatchingVersionOrConstraint(names, version)
-	return tagOf(found), err
+	return tags[found], err
 }
 
 // tagOf is a version as a tag, which cannot have a plus.

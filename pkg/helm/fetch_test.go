@@ -39,6 +39,7 @@ func TestFetch(t *testing.T) {
 	host := strings.TrimPrefix(images.URL, "http://")
 	for _, c := range [][]byte{first, second} {
 		helmtest.Push(t, host+"/charts", "ann", "secret", c)
+		helmtest.PushV(t, host+"/v", "ann", "secret", c)
 	}
 	authority := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: locked.Certificate().Raw})
 	logins := fmt.Appendf(nil, `{"auths":{%q:{"username":"ann","password":"secret"}}}`, host)
@@ -61,10 +62,12 @@ func TestFetch(t *testing.T) {
 		"a URL of nothing":            {source{spec: spec{Chart: open.URL + "/none.tgz"}}, "/none.tgz: 404 Not Found"},
 		"the folder of this server":   {source{spec: spec{Chart: "http://%{KUBERNETES_API}%/web-1.2.0.tgz"}}, "1.2.0"},
 		"the chart itself":            {source{spec: spec{ChartContent: base64.StdEncoding.EncodeToString(first)[:60] + "\n" + base64.StdEncoding.EncodeToString(first)[60:]}}, "1.0.0"},
-		"what is no chart":            {source{spec: spec{ChartContent: "?"}}, "spec.chartContent: it is to be a packed chart in base64"},
+		"what is no chart":            {source{spec: spec{ChartContent: "?"}}, "illegal base64 data"},
 		"the newest of a registry":    {source{spec: spec{Chart: "oci://" + host + "/charts/web", PlainHTTP: true}, logins: logins}, "1.2.0"},
 		"a version of a registry":     {source{spec: spec{Chart: "oci://" + host + "/charts/web", Version: "1.0.0", PlainHTTP: true}, logins: logins}, "1.0.0"},
 		"a range of a registry":       {source{spec: spec{Chart: "oci://" + host + "/charts/web", Version: "<1.1", PlainHTTP: true}, logins: logins}, "1.0.0"},
+		"a tag with a v":              {source{spec: spec{Chart: "oci://" + host + "/v/web", Version: "v1.0.0", PlainHTTP: true}, logins: logins}, "1.0.0"},
+		"a range of tags with a v":    {source{spec: spec{Chart: "oci://" + host + "/v/web", Version: "^1", PlainHTTP: true}, logins: logins}, "1.2.0"},
 		"a tag":                       {source{spec: spec{Chart: "oci://" + host + "/charts/web:1.0.0", PlainHTTP: true}, logins: logins}, "1.0.0"},
 		"a registry as repository":    {source{spec: spec{Repo: "oci://" + host + "/charts", Chart: "web", PlainHTTP: true}, user: "ann", password: "secret"}, "1.2.0"},
 		"a registry, unknown to it":   {source{spec: spec{Chart: "oci://" + host + "/charts/web", PlainHTTP: true}}, "basic credential not found"},

@@ -319,6 +319,8 @@ func (w *worker) fetch(ctx context.Context, key string, c *chart, s spec) (*v2.C
 		if err := w.kept.keep(key, s, text); err != nil {
 			w.log.Warn("chart not kept", "chart", key, "err", err)
 		}
+	case err != nil && s.ChartContent != "":
+		return nil, fmt.Errorf("%wspec.chartContent: it is to be a packed chart in base64: %w", errFinal, err)
 	case err != nil:
 		kept, missing := w.kept.load(key, s)
 		if missing != nil || errors.Is(err, errFinal) || ctx.Err() != nil {

@@ -72,6 +72,17 @@ func Repository(t testing.TB, charts ...[]byte) http.Handler {
 // Push puts a chart into an OCI registry that speaks HTTP, as host/path/name:version.
 func Push(t testing.TB, registryAndPath, user, password string, text []byte) {
 	t.Helper()
+	push(t, registryAndPath, "", user, password, text)
+}
+
+// PushV puts a chart there as host/path/name:vversion, as some projects' are.
+func PushV(t testing.TB, registryAndPath, user, password string, text []byte) {
+	t.Helper()
+	push(t, registryAndPath, "v", user, password, text, registry.PushOptStrictMode(false))
+}
+
+func push(t testing.TB, registryAndPath, prefix, user, password string, text []byte, options ...registry.PushOption) {
+	t.Helper()
 	c, err := loader.LoadArchive(bytes.NewReader(text))
 	if err != nil {
 		t.Fatal(err)
@@ -80,7 +91,7 @@ func Push(t testing.TB, registryAndPath, user, password string, text []byte) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := client.Push(text, fmt.Sprintf("%s/%s:%s", registryAndPath, c.Name(), c.Metadata.Version)); err != nil {
+	if _, err := client.Push(text, fmt.Sprintf("%s/%s:%s%s", registryAndPath, c.Name(), prefix, c.Metadata.Version), options...); err != nil {
 		t.Fatal(err)
 	}
 }
