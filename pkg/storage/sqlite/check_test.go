@@ -89,7 +89,7 @@ func TestCheck(t *testing.T) {
 		t.Fatal(err)
 	}
 	nothing := collect(t, blank)[""]
-	const page = 4096
+	const page = pageSize
 	junk := bytes.Repeat([]byte{0xa5}, page)
 
 	tests := map[string]struct {
@@ -113,7 +113,7 @@ func TestCheck(t *testing.T) {
 		"header alone":                          {files: folder{"": append(bytes.Clone(good[:100]), make([]byte, len(good)-100)...)}, known: true, want: "damaged"},
 		"a page overwritten":                    {files: folder{"": overwrite(good, 2*page, junk)}, known: true, want: "damaged"},
 		"a later page overwritten":              {files: folder{"": overwrite(good, len(good)/page/2*page, junk)}, known: true, want: "damaged"},
-		"a page overwritten, with a log":        {files: folder{"": overwrite(short[""], len(good)/page/2*page, junk), "-wal": short["-wal"]}, known: true, want: "damaged"},
+		"a page overwritten, with a log":        {files: folder{"": overwrite(short[""], len(good)/page/3*page, junk), "-wal": short["-wal"]}, known: true, want: "damaged"},
 		"nothing in it":                         {files: folder{"": nothing}, known: true, want: "holds nothing of the cluster"},
 		"nothing in it, first start":            {files: folder{"": nothing}},
 		"page size impossible":                  {files: folder{"": overwrite(good, 16, []byte{0, 3})}, known: true, want: "damaged"},

@@ -2,6 +2,8 @@ package sqlite
 
 import (
 	"context"
+	"database/sql"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
@@ -228,3 +230,54 @@ func TestRunSaysWhatCannotBeOpened(t *testing.T) {
 }
 
 func TestContract(t *testing.T) { lifecycletest.Check(t, newStore(t.TempDir())) }
+
+// TestSmallWritesAreSmall: a new file has small pages, one of before keeps its own, and what
+// a kill left of the making of one is no hindrance.
+func TestSmallWritesAreSmall(t *testing.T) {
+	size := func(path string) int {
+		t.Helper()
+		header, err := os.ReadFile(path)
+		if err != nil || len(header) < 100 {
+			t.Fatal(len(header), err)
+		}
+		return int(binary.BigEndian.Uint16(header[16:]))
+	}
+	dir := filepath.Join(t.TempDir(), "server")
+	s := newStore(dir)
+	if err := os.MkdirAll(filepath.Dir(s.plan.DB), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	for _, end := range []string{".new", ".new-journal"} {
+		if err := os.WriteFile(s.plan.DB+end, []byte("half of it"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	r := start(t, dir)
+	r.put(t, "/registry/a", "1")
+	r.stop(t)
+	if got := size(s.plan.DB); got != pageSize {
+		t.Errorf("a new file has pages of %d bytes, want %d", got, pageSize)
+	}
+	left, _ := filepath.Glob(s.plan.DB + ".new*")
+	if len(left) > 0 {
+		t.Errorf("left: %v", left)
+	}
+
+	old := newStore(filepath.Join(t.TempDir(), "server"))
+	db, err := sql.Open("sqlite3", old.plan.DB)
+	if err == nil {
+		err = os.MkdirAll(filepath.Dir(old.plan.DB), 0o700)
+	}
+	if err == nil {
+		_, err = db.Exec("PRAGMA user_version = 0")
+	}
+	if err := errors.Join(err, db.Close()); err != nil {
+		t.Fatal(err)
+	}
+	r = start(t, filepath.Dir(filepath.Dir(old.plan.DB)))
+	r.put(t, "/registry/a", "1")
+	r.stop(t)
+	if got := size(old.plan.DB); got != 4096 {
+		t.Errorf("a file of before has pages of %d bytes, want 4096", got)
+	}
+}

@@ -15,8 +15,8 @@ import (
 )
 
 const (
-	pageSize  = 4096
-	frameSize = frameHeader + pageSize
+	logPage   = 4096
+	frameSize = frameHeader + logPage
 )
 
 // logged is a file with a log beside it, as a kill leaves the two: rows transactions, of
@@ -61,12 +61,12 @@ func rowsIn(t *testing.T, path string) (n int) {
 func flipped(text []byte, at int) []byte { return overwrite(text, at, []byte{text[at] ^ 0x10}) }
 
 func TestDamagedLog(t *testing.T) {
-	good, ends := logged(t, 8, 2*pageSize)
+	good, ends := logged(t, 8, 2*logPage)
 	log := good["-wal"]
 	if frames := (ends[1] - ends[0]) / frameSize; frames < 3 || (len(log)-logHeader)%frameSize != 0 {
 		t.Fatalf("a transaction has %d frames, the log %d bytes; the cases below assume otherwise", frames, len(log))
 	}
-	zeros := make([]byte, pageSize)
+	zeros := make([]byte, logPage)
 	last := ends[6] // where the last transaction begins
 	tests := map[string]struct {
 		log []byte
@@ -90,7 +90,7 @@ func TestDamagedLog(t *testing.T) {
 		"cut off in the header":                           {log[:20], -1},
 		"cut off after the header":                        {log[:logHeader], -1},
 		"the last transaction, of which the end is there": {overwrite(log, last+frameHeader, zeros), -1},
-		"the last transaction, whose end is not there":    {overwrite(log, len(log)-pageSize, zeros), -1},
+		"the last transaction, whose end is not there":    {overwrite(log, len(log)-logPage, zeros), -1},
 		"nothing of the last transaction but room for it": {overwrite(log, last, make([]byte, len(log)-last)), -1},
 	}
 	for name, tt := range tests {
@@ -126,8 +126,8 @@ func TestDamagedLog(t *testing.T) {
 // TestTornLog has the power go during the last transaction: the log ends anywhere in it,
 // and of what is there any sectors may be as they were, which is nothing or an earlier log.
 func TestTornLog(t *testing.T) {
-	good, ends := logged(t, 25, 2*pageSize)
-	alike, _ := logged(t, 25, 2*pageSize)
+	good, ends := logged(t, 25, 2*logPage)
+	alike, _ := logged(t, 25, 2*logPage)
 	small, _ := logged(t, 150, 1) // whose transactions end elsewhere
 	log := good["-wal"]
 	if len(log) > len(alike["-wal"]) || len(log) > len(small["-wal"]) {
@@ -137,7 +137,7 @@ func TestTornLog(t *testing.T) {
 	r := rand.New(rand.NewPCG(seed, 0))
 	accepted := func(torn []byte, what string) {
 		t.Helper()
-		if at, err := brokenIn(bytes.NewReader(torn), pageSize); at >= 0 || err != nil {
+		if at, err := brokenIn(bytes.NewReader(torn), logPage); at >= 0 || err != nil {
 			t.Fatalf("seed %d: %s: damaged at byte %d, %v", seed, what, at, err)
 		}
 	}
@@ -169,7 +169,7 @@ func TestTornLog(t *testing.T) {
 // TestTornAgain has the power go twice: the transaction that is written over the beginning of
 // one that was cut off is cut off as well, and the end of that other is still behind it.
 func TestTornAgain(t *testing.T) {
-	good, ends := logged(t, 5, 2*pageSize)
+	good, ends := logged(t, 5, 2*logPage)
 	last := ends[3]
 	torn := good["-wal"]
 	path := folder{"": good[""], "-wal": torn[:last]}.lay(t)
@@ -182,7 +182,7 @@ func TestTornAgain(t *testing.T) {
 	}
 	for _, written := range []int{frameHeader, frameHeader + 2048, frameSize} {
 		both := overwrite(torn, last, log[last:last+written])
-		if at, err := brokenIn(bytes.NewReader(both), pageSize); at >= 0 || err != nil {
+		if at, err := brokenIn(bytes.NewReader(both), logPage); at >= 0 || err != nil {
 			t.Errorf("%d bytes of the frame written: damaged at byte %d, %v", written, at, err)
 		}
 	}
@@ -198,8 +198,8 @@ func TestLogUsedAgain(t *testing.T) {
 	must(db.Exec("CREATE TABLE kine (id INTEGER PRIMARY KEY, value TEXT)"))
 	for round := range 3 {
 		for i := range 10 {
-			must(db.Exec("INSERT INTO kine VALUES (?, ?)", 100*round+i, strings.Repeat("x", 3*pageSize)))
-			if at, err := brokenAt(path+"-wal", pageSize); at >= 0 || err != nil {
+			must(db.Exec("INSERT INTO kine VALUES (?, ?)", 100*round+i, strings.Repeat("x", 3*logPage)))
+			if at, err := brokenAt(path+"-wal", logPage); at >= 0 || err != nil {
 				t.Fatalf("round %d: damaged at byte %d, %v", round, at, err)
 			}
 		}
