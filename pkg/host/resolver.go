@@ -16,6 +16,7 @@ func (r root) resolver() Resolver {
 		"/run/systemd/resolve/resolv.conf",
 		"/run/NetworkManager/no-stub-resolv.conf",
 		"/run/NetworkManager/resolv.conf",
+		"/run/dnsmasq/resolv.conf", // where resolvconf keeps them for it
 	} {
 		servers, loopback := parseResolv(r.read(file))
 		if i == 0 {

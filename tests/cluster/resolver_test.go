@@ -29,7 +29,10 @@ func TestResolverOnLoopback(t *testing.T) {
 			"/etc/resolv.conf":                        "nameserver 127.0.1.1\n",
 			"/run/NetworkManager/no-stub-resolv.conf": real,
 		},
-		"dnsmasq": {"/etc/resolv.conf": "nameserver 127.0.0.1\n" + real},
+		"dnsmasq": {
+			"/etc/resolv.conf":         "nameserver 127.0.0.1\n",
+			"/run/dnsmasq/resolv.conf": real,
+		},
 	} {
 		t.Run(name, func(t *testing.T) {
 			s := s.in(t)
