@@ -129,7 +129,7 @@ func validateFile(w io.Writer, path string, typed []config.Setting) error {
 	fromFile, errFile := configfile.Read(path, "validate")
 	cfg := config.Default()
 	origins, errSettings := config.Resolve(&cfg, slices.Concat(fromFile, typed))
-	if err := errors.Join(errFile, errSettings, readTokens(&cfg, origins)); err != nil {
+	if err := errors.Join(errFile, errSettings, readTokens(&cfg, origins), judgePassed(cfg, origins)); err != nil {
 		return usageError{err}
 	}
 	dropins, _ := configfile.Dropins(path)

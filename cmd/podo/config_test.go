@@ -279,3 +279,26 @@ func TestIsJournal(t *testing.T) {
 		}
 	}
 }
+
+// TestPassedOn: flags for Kubernetes' parts are judged without a plan, each by its part.
+func TestPassedOn(t *testing.T) {
+	cfg := config.Default()
+	for args, flag := range map[*[]string]string{
+		&cfg.Components.APIServerArgs: "max-requests-inflight=7", &cfg.Components.ControllerManagerArgs: "concurrent-gc-syncs=7", &cfg.Components.SchedulerArgs: "kube-api-burst=7",
+		&cfg.KubeletArgs: "max-pods=7", &cfg.KubeProxyArgs: "conntrack-min=7",
+	} {
+		*args = []string{flag}
+	}
+	if err := judgePassed(cfg, nil); err != nil {
+		t.Errorf("sound flags: %v", err)
+	}
+	cfg.Components.APIServerArgs, cfg.KubeletArgs = []string{"v=3"}, []string{"no-such=1", "max-pods=7"}
+	cfg.FeatureGates = map[string]string{"NoSuchGate": "true", "WatchList": "false"}
+	err := judgePassed(cfg, config.Origins{"kube-apiserver-arg": "a.yaml:3", "kubelet-arg": "--kubelet-arg"})
+	want := "a.yaml:3: kube-apiserver-arg: v: podo sets this itself; verbosity is one for the whole process; use -v\n" +
+		"--kubelet-arg: unknown flag: --no-such\n" +
+		"feature-gates: NoSuchGate is not a feature gate of this Kubernetes version"
+	if err == nil || err.Error() != want {
+		t.Errorf("got\n%v\nwant\n%s", err, want)
+	}
+}

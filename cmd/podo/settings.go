@@ -36,8 +36,8 @@ func loadServer(c *cli.Context, typed []config.Setting) (config.Server, config.O
 // loadHere is loadServer for this machine: what cannot work on it is a mistake too.
 func loadHere(c *cli.Context, typed []config.Setting) (config.Server, config.Origins, error) {
 	cfg, origins, err := loadServer(c, typed)
-	if err != nil {
-		return cfg, origins, err
+	if err := errors.Join(err, judgePassed(cfg, origins)); err != nil {
+		return cfg, origins, usageError{err}
 	}
 	wrote, _ := datadir.Outside(paths.New(cfg.DataDir)) // the start tells the error
 	if err := host.Fit(cfg, origins, wrote); err != nil {
@@ -64,7 +64,7 @@ func loadAgent(c *cli.Context, typed []config.Setting) (config.Node, error) {
 	cfg := config.Default()
 	settings, errSources := gather(os.Environ(), typed)
 	origins, errSettings := config.ResolveAgent(&cfg.Node, settings)
-	if err := errors.Join(errSources, errSettings, readTokens(&cfg, origins)); err != nil {
+	if err := errors.Join(errSources, errSettings, readTokens(&cfg, origins), judgePassed(cfg, origins)); err != nil {
 		return cfg.Node, usageError{err}
 	}
 	if err := host.Fit(cfg, origins, nil); err != nil {

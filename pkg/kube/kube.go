@@ -49,9 +49,9 @@ func Prepare(gates map[string]bool, exit func(code int)) (stopping func(), err e
 	return func() { closing.Store(true) }, nil
 }
 
-// The registry and the gate set are each used by several components; both must
-// hold the values before the first of them reads any.
-func setGates(gates map[string]bool) error {
+// CheckGates tells which feature gates do not exist, and which cannot be changed. It
+// changes nothing.
+func CheckGates(gates map[string]bool) error {
 	known := utilfeature.DefaultMutableFeatureGate.GetAll()
 	var errs []error
 	for _, name := range slices.Sorted(maps.Keys(gates)) {
@@ -63,8 +63,14 @@ func setGates(gates map[string]bool) error {
 			errs = append(errs, fmt.Errorf("feature-gates: %s is fixed at %t in this Kubernetes version", name, spec.Default))
 		}
 	}
-	if len(errs) > 0 {
-		return errors.Join(errs...)
+	return errors.Join(errs...)
+}
+
+// The registry and the gate set are each used by several components; both must
+// hold the values before the first of them reads any.
+func setGates(gates map[string]bool) error {
+	if err := CheckGates(gates); err != nil {
+		return err
 	}
 	registry := compatibility.DefaultComponentGlobalsRegistry
 	registry.ComponentGlobalsOrRegister(basecompatibility.DefaultKubeComponent,

@@ -279,8 +279,8 @@ func TestPrepareRefusesGates(t *testing.T) {
 		t.Error("APIServerIdentity is on, but Prepare was told to switch it off")
 	}
 	// Every component's gates are known, not only those of the first one linked.
-	for _, name := range []featuregate.Feature{"InPlacePodVerticalScaling", "NodeSwap", "TopologyAwareHints", "APIServerIdentity"} {
-		if _, ok := utilfeature.DefaultMutableFeatureGate.GetAll()[name]; !ok && name != "TopologyAwareHints" {
+	for _, name := range []featuregate.Feature{"InPlacePodVerticalScaling", "NodeSwap", "APIServerIdentity"} {
+		if _, ok := utilfeature.DefaultMutableFeatureGate.GetAll()[name]; !ok {
 			t.Errorf("%s is not registered", name)
 		}
 	}

@@ -73,6 +73,7 @@ func refuses(t *testing.T) {
 	}
 	unknownKey := file("key.yaml", "debug: true\nclutser-cidr: 10.1.0.0/16\n")
 	badValue := file("value.yaml", "https-listen-port: many\n")
+	passed := file("passed.yaml", "feature-gates: {NoSuchGate: true}\nkube-scheduler-arg: [no-flag=1]\n")
 	latin1 := file("latin1.yaml", "node-name: caf\xe9\n")
 	huge := file("huge.yaml", strings.Repeat("# nothing but comments in here\n", 10<<20/31+1))
 	broken := file("broken.yaml", "node-label: [a=b\n")
@@ -89,6 +90,8 @@ func refuses(t *testing.T) {
 		{name: "unknown key", flags: []string{"--config", unknownKey}, words: []string{unknownKey + ":2", "clutser-cidr", "cluster-cidr"}},
 		{name: "malformed key", flags: []string{"--config", badValue}, words: []string{badValue + ":1", "https-listen-port", `"many"`}},
 		{name: "all mistakes at once", flags: []string{"--config", badValue, "--cluster-cidr=x"}, environ: []string{"PODO_V=99"}, words: []string{badValue + ":1", "--cluster-cidr", "$PODO_V"}},
+		{name: "all mistakes at once, those in what is passed on too", flags: []string{"--config", passed, "--cluster-cidr=x", "--kubelet-arg=nor-this-one=1"}, environ: []string{"PODO_KUBE_PROXY_ARG=no-such-flag=1"},
+			words: []string{passed + ":1: feature-gates: NoSuchGate", passed + ":2: kube-scheduler-arg: unknown flag: --no-flag", "$PODO_KUBE_PROXY_ARG", "no-such-flag", "--cluster-cidr", "--kubelet-arg: unknown flag: --nor-this-one"}},
 		{name: "unknown feature gate", flags: []string{"--feature-gates=NoSuchGate=true"}, words: []string{"feature-gates", "NoSuchGate"}},
 		{name: "malformed feature gate", flags: []string{"--feature-gates=WatchList=perhaps"}, words: []string{"--feature-gates", "WatchList", "perhaps"}},
 		{name: "overlapping CIDRs", flags: []string{"--cluster-cidr=10.42.0.0/16", "--service-cidr=10.42.128.0/17"}, words: []string{"--cluster-cidr", "10.42.0.0/16", "10.42.128.0/17", "overlaps", "choose"}},
@@ -106,6 +109,10 @@ func refuses(t *testing.T) {
 	} {
 		r.code = 2
 		r.check(t)
+	}
+
+	if r := podo("config", "validate", passed); r.code != 2 || contains(r.err, passed+":1: feature-gates: NoSuchGate", passed+":2: kube-scheduler-arg: unknown flag: --no-flag") != nil {
+		t.Errorf("config validate FILE: %s", r)
 	}
 
 	// An empty file asks for nothing.
