@@ -79,7 +79,7 @@ Start here:
   sudo podo server            run a cluster on this machine
   sudo podo agent             join this machine to a cluster
   sudo podo kubectl get nodes look at it
-  podo status                 what runs, what waits, and for what
+  sudo podo status            what runs, what waits, and for what
   sudo podo cluster create    a cluster of many nodes on this machine`,
 		Commands: []*cli.Command{
 			serverCommand(),

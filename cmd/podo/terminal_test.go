@@ -141,10 +141,20 @@ func TestRefusals(t *testing.T) {
 }
 
 func TestHelpHasExamples(t *testing.T) {
-	for _, c := range []*cli.Command{statusCommand(), killCommand(), uninstallCommand(), kubeconfigCommand(), completionCommand(), versionCommand()} {
-		if c.Usage == "" || !strings.Contains(c.Description, "podo "+c.Name) {
-			t.Errorf("podo %s --help has no usage or no example", c.Name)
+	var look func(c *cli.Command, name string)
+	look = func(c *cli.Command, name string) {
+		switch {
+		case c.SkipFlagParsing: // another program's, which has help of its own
+		case len(c.Subcommands) > 0 && c.Description == "":
+			for _, sub := range c.Subcommands {
+				look(sub, name+" "+sub.Name)
+			}
+		case c.Usage == "" || !strings.Contains(c.Description, name):
+			t.Errorf("%s --help has no usage or no example", name)
 		}
+	}
+	for _, c := range newApp().Commands {
+		look(c, "podo "+c.Name)
 	}
 }
 

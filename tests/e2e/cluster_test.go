@@ -6,10 +6,14 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"sync"
 	"testing"
 	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 )
 
 // theCluster is the server that most tests share.
@@ -92,6 +96,7 @@ type notices struct {
 	path string
 	mu   sync.Mutex
 	got  []string
+	last time.Time // when the last came
 }
 
 func listenForNotices(t *testing.T) *notices {
@@ -110,6 +115,7 @@ func listenForNotices(t *testing.T) *notices {
 				return
 			}
 			n.mu.Lock()
+			n.last = time.Now()
 			n.got = append(n.got, string(bytes.Clone(buf[:size])))
 			n.mu.Unlock()
 		}
@@ -138,6 +144,19 @@ func tellsServiceManagerOnce(t *testing.T) {
 		}
 		return nil
 	})
+	theCluster.notices.mu.Lock()
+	told := theCluster.notices.last
+	theCluster.notices.mu.Unlock()
+	node, err := client(t).CoreV1().Nodes().List(t.Context(), metav1.ListOptions{})
+	if err != nil || len(node.Items) != 1 {
+		t.Fatal(node, err)
+	}
+	for _, c := range node.Items[0].Status.Conditions {
+		// The API keeps whole seconds of it.
+		if c.Type == corev1.NodeReady && told.Before(c.LastTransitionTime.Time) {
+			t.Errorf("the last notice came at %s, and the node was Ready at %s", told, c.LastTransitionTime)
+		}
+	}
 }
 
 func bootsInFewWords(t *testing.T) {
@@ -147,5 +166,10 @@ func bootsInFewWords(t *testing.T) {
 	}
 	if err := contains(text, "Kubernetes v1.36.4+podo", "certificates", "API answering", "is Ready", "podo kubectl"); err != nil {
 		t.Error(err)
+	}
+	for _, step := range []string{"certificates", "API answering", "is Ready"} {
+		if !regexp.MustCompile(`(?m)^ +\d+\.\ds  .*` + step).MatchString(text) {
+			t.Errorf("no time before %q in:\n%s", step, text)
+		}
 	}
 }

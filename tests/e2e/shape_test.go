@@ -7,6 +7,8 @@ import (
 	"os"
 	"os/user"
 	"path/filepath"
+	"regexp"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -22,14 +24,14 @@ import (
 // anotherShape changes what a flag can change, and looks at what comes of it.
 func anotherShape(t *testing.T) {
 	kubeconfig, log := filepath.Join(room(), "mine.yaml"), filepath.Join(room(), "shape.log")
-	pods, services := "10.52.0.0/16", "10.53.0.0/16"
+	pods, services, dns := "10.52.0.0/16", "10.53.0.0/16", "10.53.0.53"
 	dual := hasIPv6()
 	if dual {
-		pods, services = pods+",fd52::/56", services+",fd53::/112"
+		pods, services, dns = pods+",fd52::/56", services+",fd53::/112", dns+",fd53::53"
 	}
 	storage := filepath.Join(room(), "volumes")
 	srv := bootWith(t, nil, "--default-local-storage-path", storage,
-		"--cluster-cidr", pods, "--service-cidr", services, "--cluster-domain", "grapes.test", "--service-node-port-range", "20000-20100",
+		"--cluster-cidr", pods, "--service-cidr", services, "--cluster-domain", "grapes.test", "--cluster-dns", dns, "--service-node-port-range", "20000-20100",
 		"--https-listen-port", "7443", "--flannel-backend", "host-gw", "--node-name", "vine", "--node-label", "e2e/kind=test", "--node-taint", "CriticalAddonsOnly=true:NoSchedule",
 		"--write-kubeconfig", kubeconfig, "--write-kubeconfig-mode", "0640", "--write-kubeconfig-group", "daemon", "--write-kubeconfig-name", "mine", "--log", log,
 		"--feature-gates", "ContextualLogging=false", "--kube-apiserver-arg", "default-not-ready-toleration-seconds=77",
@@ -68,6 +70,18 @@ func anotherShape(t *testing.T) {
 		}
 		return err
 	})
+	off := regexp.MustCompile(`kubernetes_feature_enabled{name="ContextualLogging",[^}]*} 0`)
+	for of, url := range map[string]string{"the API server": "", "kube-proxy": "http://127.0.0.1:11249/metrics"} {
+		metrics, err := "", error(nil)
+		if url == "" {
+			metrics = must(t, "kubectl", "--kubeconfig", kubeconfig, "get", "--raw", "/metrics")
+		} else {
+			metrics, err = get(url)
+		}
+		if err != nil || !off.MatchString(metrics) {
+			t.Errorf("%s does not say that --feature-gates turned a gate off (%v)", of, err)
+		}
+	}
 	cfg, err := clientcmd.BuildConfigFromFlags("", kubeconfig)
 	if err != nil {
 		t.Fatal(err)
@@ -116,6 +130,11 @@ apiVersion: v1
 kind: Service
 metadata: {name: outside}
 spec: {type: LoadBalancer, ipFamilyPolicy: PreferDualStack, selector: {app: web}, ports: [{port: 18094, targetPort: 8080}]}
+---
+apiVersion: networking.k8s.io/v1
+kind: NetworkPolicy
+metadata: {name: web}
+spec: {podSelector: {matchLabels: {app: web}}, ingress: [{}]}
 ---
 apiVersion: v1
 kind: Pod
@@ -166,6 +185,15 @@ spec:
 		out := podo("kubectl", "--kubeconfig", kubeconfig, "exec", "web", "--", "nslookup", "web.default.svc.grapes.test").out
 		return contains(out, svc.Spec.ClusterIP)
 	})
+	resolver := kubectl("exec", "web", "--", "cat", "/etc/resolv.conf")
+	for ip := range strings.SplitSeq(dns, ",") {
+		if !strings.Contains(resolver, "nameserver "+ip+"\n") {
+			t.Errorf("with --cluster-dns %s a pod has\n%s", dns, resolver)
+		}
+		if out := kubectl("-n", "kube-system", "get", "service", "kube-dns", "-o", "jsonpath={.spec.clusterIPs}"); !strings.Contains(out, `"`+ip+`"`) {
+			t.Errorf("with --cluster-dns %s DNS is at %s", dns, out)
+		}
+	}
 	if _, err := net.InterfaceByName("flannel.1"); err == nil {
 		t.Error("there is a vxlan link with host-gw")
 	}
@@ -208,10 +236,22 @@ spec:
 		})
 	}
 
+	policies := func() bool {
+		t.Helper()
+		tables, err := filterTables()
+		if err != nil {
+			t.Fatal(err)
+		}
+		return slices.Contains(tables, "inet podo-netpol")
+	}
+	if !policies() {
+		t.Error("with a network policy, there is no table of policies")
+	}
+
 	// Switched off later, a part takes its objects along.
 	srv.stop(t)
-	srv = boot(t, "--cluster-cidr", pods, "--service-cidr", services, "--cluster-domain", "grapes.test", "--https-listen-port", "7443",
-		"--flannel-backend", "host-gw", "--node-name", "vine", "--write-kubeconfig", kubeconfig, "--disable", "coredns,local-storage,metrics-server,own,servicelb,traefik",
+	srv = boot(t, "--cluster-cidr", pods, "--service-cidr", services, "--cluster-domain", "grapes.test", "--cluster-dns", dns, "--https-listen-port", "7443",
+		"--flannel-backend", "host-gw", "--node-name", "vine", "--write-kubeconfig", kubeconfig, "--disable", "coredns,local-storage,metrics-server,network-policy,own,servicelb,traefik",
 		"--disable-helm-controller", "--default-local-storage-path", storage).ready(t)
 	within(t, 60*time.Second, "the service is no longer published, and can go", func() error {
 		svc, err := api.CoreV1().Services("default").Get(t.Context(), "outside", metav1.GetOptions{})
@@ -220,6 +260,9 @@ spec:
 		}
 		return err
 	})
+	if policies() {
+		t.Error("the table of network policies is there")
+	}
 	within(t, 60*time.Second, "the metrics API goes", func() error {
 		r := podo("kubectl", "--kubeconfig", kubeconfig, "top", "nodes")
 		return contains(r.err, "Metrics API not available")
@@ -286,15 +329,28 @@ func controlPlaneAlone(t *testing.T) {
 	if r := podo("status"); r.code != 0 || contains(r.out, "kubelet") == nil || contains(r.out, "containerd") == nil {
 		t.Errorf("status: %s", r)
 	}
-	const kinds = "addons.podo.dev helmchartconfigs.helm.cattle.io helmcharts.helm.cattle.io"
-	if out := must(t, "kubectl", "get", "customresourcedefinitions", "-o", "jsonpath={.items[*].metadata.name}"); out != kinds {
-		t.Errorf("without Traefik there are the kinds %s, want %s", out, kinds)
+	wants := func(without string) {
+		t.Helper()
+		const kinds = "addons.podo.dev helmchartconfigs.helm.cattle.io helmcharts.helm.cattle.io"
+		if out := must(t, "kubectl", "get", "customresourcedefinitions", "-o", "jsonpath={.items[*].metadata.name}"); out != kinds {
+			t.Errorf("without %s there are the kinds %s, want %s", without, out, kinds)
+		}
 	}
+	wants("Traefik")
 	for _, p := range processes() {
 		if p.parent == srv.pid() {
 			t.Errorf("it has the child %s", p.cmdline)
 		}
 	}
+	srv.stop(t)
+
+	// Traefik does without the kinds of Gateways.
+	srv = boot(t, "--disable-agent", "--disable", "gateway-api").ready(t)
+	within(t, 30*time.Second, "there is Traefik", func() error {
+		r := podo("kubectl", "-n", "kube-system", "get", "deployment", "traefik", "-o", "name")
+		return contains(r.out+r.err, "deployment.apps/traefik")
+	})
+	wants("gateway-api")
 	srv.stop(t)
 	uninstall(t)
 }

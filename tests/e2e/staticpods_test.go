@@ -20,7 +20,7 @@ kind: Pod
 metadata: {name: e2e-static, namespace: `+s.ns+`}
 spec:
   terminationGracePeriodSeconds: 1
-  containers: [{name: main, image: $BUSYBOX, command: [sleep, "100000"]}]
+  containers: [{name: main, image: $BUSYBOX, command: [sleep, "77345"]}]
 `))
 	name := "e2e-static-" + s.node().Name
 	s.within(30*time.Second, "the pod of the file shows in the cluster", func() error {
@@ -47,4 +47,9 @@ spec:
 	}
 	s.ok(os.Remove(file))
 	s.podGone(name, 40*time.Second)
+	for _, p := range contained() {
+		if p.cmdline == "sleep 77345" {
+			t.Errorf("its process runs on: %d", p.pid)
+		}
+	}
 }

@@ -340,6 +340,9 @@ spec:
       - {name: out, hostPath: {path: /srv/out, type: DirectoryOrCreate}}
 `)
 	s.running(s.box, "app=slow", 1)
+	s.apply(s.box, diary)
+	s.running(s.box, "app=diary", 1)
+	s.note("written before the shutdown")
 	took := s.box.Off()
 	began := time.Now()
 	s.box.On()
@@ -348,9 +351,48 @@ spec:
 	}
 	s.Logf("the machine was off after %.0fs", took.Seconds())
 	s.returns(began)
+	s.remembers("written before the shutdown")
 	s.kubectl(s.box, "delete", "deployment", "slow", "--wait=false")
 	s.kubectl(s.box, "delete", "pod", "-l", "app=slow", "--now")
 	s.run(s.box, "rm", "-r", "/srv/out")
+}
+
+// diary has a volume of a claim.
+const diary = `
+apiVersion: v1
+kind: PersistentVolumeClaim
+metadata: {name: diary}
+spec:
+  accessModes: [ReadWriteOnce]
+  resources: {requests: {storage: 1Mi}}
+---
+apiVersion: apps/v1
+kind: Deployment
+metadata: {name: diary}
+spec:
+  strategy: {type: Recreate}
+  selector: {matchLabels: {app: diary}}
+  template:
+    metadata: {labels: {app: diary}}
+    spec:
+      terminationGracePeriodSeconds: 1
+      containers: [{name: diary, image: $BUSYBOX, command: [sleep, infinity], volumeMounts: [{name: pages, mountPath: /pages}]}]
+      volumes: [{name: pages, persistentVolumeClaim: {claimName: diary}}]
+`
+
+// note writes a line into the diary, and has it on the disk.
+func (s *installed) note(line string) {
+	s.Helper()
+	s.kubectl(s.box, "exec", "deployment/diary", "--", "sh", "-c", "echo "+line+" >>/pages/notes; sync")
+}
+
+// remembers looks for all that was ever written into the diary.
+func (s *installed) remembers(lines ...string) {
+	s.Helper()
+	s.running(s.box, "app=diary", 1)
+	if got := s.kubectl(s.box, "exec", "deployment/diary", "--", "cat", "/pages/notes"); got != strings.Join(lines, "\n") {
+		s.Errorf("the volume holds %q, want %q", got, lines)
+	}
 }
 
 // returns waits until the cluster is back after a boot.
@@ -375,6 +417,7 @@ func (s *installed) returns(began time.Time) {
 // powerCut: the cluster is whole, with what was acknowledged in the moment of the cut.
 func (s *installed) powerCut() {
 	ca := s.run(s.box, "sha256sum", "/var/lib/podo/server/tls/ca/server.crt")
+	s.note("written before the cut")
 	s.kubectl(s.box, "create", "configmap", "kept", "--from-literal=a=b")
 	s.box.Cut()
 	began := time.Now()
@@ -386,6 +429,7 @@ func (s *installed) powerCut() {
 	if got := s.kubectl(s.box, "get", "configmap", "kept", "-o", "jsonpath={.data.a}"); got != "b" {
 		s.Errorf("the ConfigMap holds %q", got)
 	}
+	s.remembers("written before the shutdown", "written before the cut")
 }
 
 func (s *installed) uninstall() {

@@ -103,10 +103,18 @@ spec:
 	if err := write("small", 10); err != nil {
 		s.Errorf("10 MiB in a volume of 20: %v", err)
 	}
-	if err := write("large", 20); err == nil || !strings.Contains(err.Error(), "No space left on device") && !strings.Contains(err.Error(), "Disk quota exceeded") {
-		s.Errorf("30 MiB in a volume of 20: %v", err)
+	full := func() error {
+		if err := write("large", 20); err == nil || !strings.Contains(err.Error(), "No space left on device") && !strings.Contains(err.Error(), "Disk quota exceeded") {
+			return fmt.Errorf("30 MiB in a volume of 20: %v", err)
+		}
+		return nil
+	}
+	if err := full(); err != nil {
+		s.Error(err)
 	}
 	s.told(g, kind, 20)
+	s.run(g, "systemctl", "restart", "podo")
+	s.within(time.Minute, "the limit holds after a restart", full)
 	s.kubectl(g, "patch", "pvc", kind, "--type=merge", "-p", `{"spec":{"resources":{"requests":{"storage":"60Mi"}}}}`)
 	s.within(time.Minute, "the volume grows", func() error { return write("large", 20) })
 	if err := write("again", 40); err == nil {

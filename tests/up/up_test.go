@@ -110,8 +110,9 @@ func TestUp(t *testing.T) {
 			t.Errorf("left by down: %v\n%s", err, out)
 		}
 	})
-	c.says(c.run("make", "up"), "is Ready", "The cluster is Ready, DNS answers", "make down")
-	c.says(c.run("dist/podo", "kubectl", "get", "nodes"), " Ready ")
+	c.says(c.run("make", "up"), "is Ready", "The cluster is Ready, DNS answers",
+		"dist/podo kubectl get nodes,pods -A\n", "dist/podo kubectl create deployment hello --image=podo.local/pause:3.10 --replicas=3\n", "make down")
+	c.says(c.run("dist/podo", "kubectl", "--kubeconfig", filepath.Join(me.HomeDir, ".kube", "config"), "--context", "podo", "get", "nodes"), " Ready ")
 	c.run("dist/podo", "kubectl", "create", "deployment", "hello", "--image=podo.local/pause:3.10", "--replicas=3")
 	c.run("dist/podo", "kubectl", "rollout", "status", "deployment/hello", "--timeout=60s")
 	began := func() string {
@@ -143,6 +144,21 @@ func TestUp(t *testing.T) {
 	c.run("dist/podo", "status", "--wait=60s")
 	if after := began(); after != before {
 		t.Errorf("containers before %s, and after podo was killed %s", before, after)
+	}
+
+	// Built anew, which gives another file, it takes over from the old one.
+	killed, err := c.pid()
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.run("cp", "-p", "dist/podo", "dist/podo.anew")
+	c.run("mv", "dist/podo.anew", "dist/podo")
+	c.says(c.run("make", "up"), "restarting podo, which has been built anew", "The cluster is Ready")
+	if newer, err := c.pid(); err != nil || newer == killed {
+		t.Errorf("after a build there is process %d, and before it was %d (%v)", newer, killed, err)
+	}
+	if after := began(); after != before {
+		t.Errorf("containers before %s, and after a build %s", before, after)
 	}
 
 	// Told to end, it stays away.
@@ -195,5 +211,30 @@ func TestAnotherPodo(t *testing.T) {
 	c.says(c.run("scripts/down"), "has started nothing here")
 	if _, err := os.Stat("/var/lib/podo/server/db/state.db"); err != nil {
 		t.Errorf("what another podo had: %v", err)
+	}
+}
+
+// TestSaysWhatIsMissing: what a bare machine lacks is named before anything is installed.
+func TestSaysWhatIsMissing(t *testing.T) {
+	if _, err := exec.LookPath("apt-get"); err != nil {
+		t.Skip("this is no Debian")
+	}
+	bin := t.TempDir()
+	for _, name := range []string{"bash", "dirname", "sed", "uname", "id", "gcc", "go", "dpkg", "dpkg-architecture", "pkg-config", "make", "git", "apt-get"} {
+		if path, err := exec.LookPath(name); err == nil {
+			if err := os.Symlink(path, filepath.Join(bin, name)); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	cmd := exec.Command("scripts/install-deps", "-n")
+	cmd.Dir, cmd.Env = filepath.Join("..", ".."), []string{"PATH=" + bin, "HOME=" + os.Getenv("HOME")}
+	cmd.Path = filepath.Join(cmd.Dir, cmd.Path)
+	out, err := cmd.CombinedOutput()
+	if err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	if line := string(out); !strings.HasPrefix(line, "install-deps: the build needs these Debian packages: ") || !strings.Contains(line, " binutils") || !strings.Contains(line, " zstd") || strings.Count(line, "\n") != 1 {
+		t.Errorf("without readelf and zstd it says %q", line)
 	}
 }
