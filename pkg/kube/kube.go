@@ -78,7 +78,11 @@ func setGates(gates map[string]bool) error {
 	if err := registry.Set(); err != nil {
 		return err
 	}
-	return utilfeature.DefaultMutableFeatureGate.SetFromMap(gates)
+	if err := utilfeature.DefaultMutableFeatureGate.SetFromMap(gates); err != nil {
+		return err
+	}
+	utilfeature.DefaultMutableFeatureGate.AddMetrics() // kubernetes_feature_enabled, for whoever asks
+	return nil
 }
 
 // Parse hands flags to a component's own flag sets, as its command would.
