@@ -7,12 +7,12 @@ import (
 	"text/tabwriter"
 )
 
-// bare is podo with CoreDNS alone.
+// bare is podo without any battery.
 const bare = "none"
 
 // batteries are podos of which each has one battery, and one that has none.
 func batteries(exe, home string, o options) []product {
-	all := []string{"local-storage", "metrics-server", "network-policy", "servicelb", "helm", "traefik"}
+	all := []string{"coredns", "local-storage", "metrics-server", "network-policy", "servicelb", "helm", "traefik"}
 	var out []product
 	for _, name := range append([]string{bare}, all...) {
 		var without []string
@@ -29,7 +29,7 @@ func batteries(exe, home string, o options) []product {
 		}
 		with.args = append(with.args, "--disable="+strings.Join(without, ","))
 		p := newPodo(exe, home, with)
-		p.name = name
+		p.name, p.noDNS = name, name != "coredns"
 		out = append(out, p)
 	}
 	return out
@@ -40,7 +40,7 @@ func batteries(exe, home string, o options) []product {
 func (r *report) costs(w io.Writer, names []product) error {
 	summary := r.summary()
 	t := tabwriter.NewWriter(w, 0, 0, 3, ' ', 0)
-	fmt.Fprintln(t, "battery\tmemory (PSS), MiB\tmore\tof its pods, MiB\tCPU, % of one core\tmore\tnode Ready, s")
+	fmt.Fprintln(t, "battery\tmemory (PSS), MiB\tmore\tof its pods, MiB\tCPU, % of one core\tmore\tof its pods, %\tnode Ready, s")
 	for _, p := range names {
 		of := func(figure string) spread { return summary[figure][p.name] }
 		more := func(figure string) string {
@@ -49,7 +49,7 @@ func (r *report) costs(w io.Writer, names []product) error {
 			}
 			return fmt.Sprintf("%+.2f", of(figure).Median-summary[figure][bare].Median)
 		}
-		fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s\t%s\t%s\n", p.name, of(pss), more(pss), more(podsPSS), of(idleCPU), more(idleCPU), of(nodeReady))
+		fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\n", p.name, of(pss), more(pss), more(podsPSS), of(idleCPU), more(idleCPU), more(podsCPU), of(nodeReady))
 	}
 	return t.Flush()
 }

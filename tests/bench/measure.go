@@ -136,6 +136,9 @@ func (m *measure) cold(ctx context.Context, f map[string]float64) (node string, 
 		return "", err
 	}
 	f[apiReady], f[nodeReady], f[podRuns], f[cpuToPod] = apiTime, nodeTime, podTime, spent.cpu.Seconds()
+	if m.product.noDNS {
+		return node, nil
+	}
 	if err := c.available(ctx, "kube-system", "coredns"); err != nil {
 		return "", err
 	}
@@ -175,6 +178,10 @@ func (m *measure) idle(ctx context.Context, f map[string]float64) error {
 	if err != nil {
 		return err
 	}
+	podsBefore, err := used(inPod)
+	if err != nil {
+		return err
+	}
 	began := time.Now()
 	const samples = 6
 	var sum memory
@@ -199,11 +206,16 @@ func (m *measure) idle(ctx context.Context, f map[string]float64) error {
 	if err != nil {
 		return err
 	}
+	podsAfter, err := used(inPod)
+	if err != nil {
+		return err
+	}
 	passed := time.Since(began).Seconds()
 	f[pss] = float64(sum.pss) / samples / (1 << 20)
 	f[anonymous] = float64(sum.anonymous) / samples / (1 << 20)
 	f[podsPSS] = float64(pods) / samples / (1 << 20)
 	f[idleCPU] = 100 * (after.cpu - before.cpu).Seconds() / passed
+	f[podsCPU] = 100 * (podsAfter.cpu - podsBefore.cpu).Seconds() / passed
 	f[written] = float64(after.written-before.written) / passed / 1000
 	return nil
 }

@@ -24,6 +24,7 @@ type product struct {
 	kubeconfig string   // the administrator's
 	programs   []string // its executables, beside those of the payload
 	files      []string // what somebody would have to download
+	noDNS      bool
 
 	// prepare lays out what is on the machine before anybody starts the product.
 	prepare func(context.Context) error

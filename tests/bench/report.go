@@ -25,6 +25,7 @@ const (
 	podsPSS    = "idle_pods_pss_mib"
 	anonymous  = "idle_anonymous_mib"
 	idleCPU    = "idle_cpu_percent"
+	podsCPU    = "idle_pods_cpu_percent"
 	written    = "idle_written_kb_per_second"
 	size       = "size_mb"
 	stopped    = "stop_seconds"
