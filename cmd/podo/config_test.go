@@ -292,11 +292,12 @@ func TestPassedOn(t *testing.T) {
 	if err := judgePassed(cfg, nil); err != nil {
 		t.Errorf("sound flags: %v", err)
 	}
-	cfg.Components.APIServerArgs, cfg.KubeletArgs = []string{"v=3"}, []string{"no-such=1", "max-pods=7"}
+	cfg.Components.APIServerArgs, cfg.KubeletArgs = []string{"v=3"}, []string{"no-such=1", "max-pods=lots"}
 	cfg.FeatureGates = map[string]string{"NoSuchGate": "true", "WatchList": "false"}
 	err := judgePassed(cfg, config.Origins{"kube-apiserver-arg": "a.yaml:3", "kubelet-arg": "--kubelet-arg"})
 	want := "a.yaml:3: kube-apiserver-arg: v: podo sets this itself; verbosity is one for the whole process; use -v\n" +
 		"--kubelet-arg: unknown flag: --no-such\n" +
+		"--kubelet-arg: invalid argument \"lots\" for \"--max-pods\" flag: strconv.ParseInt: parsing \"lots\": invalid syntax\n" +
 		"feature-gates: NoSuchGate is not a feature gate of this Kubernetes version"
 	if err == nil || err.Error() != want {
 		t.Errorf("got\n%v\nwant\n%s", err, want)

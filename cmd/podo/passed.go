@@ -47,7 +47,14 @@ func judgePassed(cfg config.Server, origins config.Origins) error {
 			return err
 		}},
 	} {
-		if len(part.args) > 0 {
+		// One by one: each stops at its first mistake.
+		sound := true
+		for _, arg := range part.args {
+			if err := part.judge([]string{arg}); err != nil {
+				errs, sound = append(errs, placed(part.setting, origins, err)...), false
+			}
+		}
+		if sound && len(part.args) > 1 {
 			errs = append(errs, placed(part.setting, origins, part.judge(part.args))...)
 		}
 	}

@@ -53,6 +53,17 @@ func (g *Gate) Wait(ctx context.Context) error {
 	}
 }
 
+// Pass waits until the gate is open, and reports whether it is. Where it is closed first,
+// Pass returns when ctx ends: who closes a gate is about to stop all that is behind it, and
+// a part that ends before it is told to has failed.
+func (g *Gate) Pass(ctx context.Context) bool {
+	if g.Wait(ctx) == nil {
+		return true
+	}
+	<-ctx.Done()
+	return false
+}
+
 // Close ends every connection made through the gate and refuses new ones.
 func (g *Gate) Close() {
 	g.closing.Do(func() { close(g.closed) })

@@ -32,6 +32,28 @@ func listen(t *testing.T) string {
 	return l.Addr().String()
 }
 
+// TestPass: behind a gate that is closed, a part ends when it is told to, and not before.
+func TestPass(t *testing.T) {
+	open := gate.New()
+	open.Open()
+	if !open.Pass(t.Context()) {
+		t.Error("an open gate lets nobody pass")
+	}
+	ctx, stop := context.WithCancel(t.Context())
+	shut, passed := gate.New(), make(chan bool)
+	shut.Abandon()
+	go func() { passed <- shut.Pass(ctx) }()
+	select {
+	case <-passed:
+		t.Error("a closed gate ended a part that nobody had told to end")
+	case <-time.After(50 * time.Millisecond):
+	}
+	stop()
+	if <-passed {
+		t.Error("a closed gate let a part pass")
+	}
+}
+
 func TestDialWaitsForOpen(t *testing.T) {
 	g, addr := gate.New(), listen(t)
 	ctx, stop := context.WithTimeout(t.Context(), 50*time.Millisecond)

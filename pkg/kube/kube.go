@@ -9,6 +9,7 @@ package kube
 import (
 	"errors"
 	"fmt"
+	"io/fs"
 	"maps"
 	"runtime"
 	"slices"
@@ -84,6 +85,27 @@ func setGates(gates map[string]bool) error {
 	utilfeature.DefaultMutableFeatureGate.AddMetrics() // kubernetes_feature_enabled, for whoever asks
 	return nil
 }
+
+// Refuse places what a component says of its settings once it runs at the flags that were
+// passed on to it, if there are any. Its exit code is then that of what cannot work until a
+// setting changes, 2, unless a file is missing, which may come.
+func Refuse(setting string, given []string, err error) error {
+	if len(given) == 0 {
+		return err
+	}
+	err = fmt.Errorf("%s: %w", setting, err)
+	if errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	return refused{err}
+}
+
+type refused struct{ error }
+
+func (r refused) Unwrap() error { return r.error }
+
+// ExitCode is for who ends the process with the error.
+func (refused) ExitCode() int { return 2 }
 
 // Parse hands flags to a component's own flag sets, as its command would.
 func Parse(component string, sets cliflag.NamedFlagSets, flags []string) error {

@@ -90,7 +90,7 @@ func (s *Server) Run(ctx context.Context, ready func()) error {
 	s.mu.Lock()
 	s.objects = objects
 	s.mu.Unlock()
-	if s.options.Gate.Wait(ctx) != nil {
+	if !s.options.Gate.Pass(ctx) {
 		return nil
 	}
 	ready()

@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"crypto/tls"
+	"crypto/x509"
 	"encoding/base64"
 	"encoding/pem"
 	"errors"
@@ -277,6 +278,115 @@ func halfCharts(t *testing.T) {
 	s.kubectl("delete", "helmchart", "--all", "--timeout=60s")
 	s.has(false, "configmap", "aborts", "goes-back", "begins-anew")
 	s.has(false, "secret", "-l", "owner=helm")
+}
+
+// helmFields has charts installed with fields that few people set.
+func helmFields(t *testing.T) {
+	s := scenario(t)
+	repository := httptest.NewUnstartedServer(helmtest.Repository(t, web(t, "1.0.0")))
+	repository.TLS = &tls.Config{ClientAuth: tls.RequireAnyClientCert}
+	repository.StartTLS()
+	t.Cleanup(repository.Close)
+	key, err := x509.MarshalPKCS8PrivateKey(repository.TLS.Certificates[0].PrivateKey)
+	s.ok(err)
+	certificate := string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: repository.Certificate().Raw}))
+	scaled := base64.StdEncoding.EncodeToString(helmtest.Pack(t, "scaled", "1.0.0", "colour: none\n", map[string]string{
+		"map.yaml": "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: {{ .Release.Name }}}\ndata: {colour: {{ quote .Values.colour }}}\n",
+		"web.yaml": `apiVersion: apps/v1
+kind: Deployment
+metadata: {name: {{ .Release.Name }}}
+spec:
+  replicas: 1
+  selector: {matchLabels: {app: {{ .Release.Name }}}}
+  template:
+    metadata: {labels: {app: {{ .Release.Name }}}}
+    spec: {terminationGracePeriodSeconds: 1, containers: [{name: web, image: "` + pause + `"}]}
+`,
+	}))
+	slow := base64.StdEncoding.EncodeToString(half(t))
+	put := func(name, content, more string) {
+		s.apply(fmt.Sprintf("apiVersion: helm.cattle.io/v1\nkind: HelmChart\nmetadata: {name: %s}\nspec: {chartContent: %s, %s}\n", name, content, more))
+	}
+	s.kubectl("create", "configmap", "adopts", "--from-literal=colour=old")
+	s.kubectl("create", "configmap", "collides", "--from-literal=colour=old")
+	s.apply(fmt.Sprintf(`apiVersion: v1
+kind: Secret
+metadata: {name: pair}
+type: kubernetes.io/tls
+stringData:
+  tls.crt: |
+    %[1]s
+  tls.key: |
+    %[2]s
+---
+apiVersion: helm.cattle.io/v1
+kind: HelmChart
+metadata: {name: left-alone, annotations: {helmcharts.helm.cattle.io/unmanaged: "true"}}
+spec: {chartContent: %[4]s}
+---
+apiVersion: helm.cattle.io/v1
+kind: HelmChart
+metadata: {name: another-s, annotations: {helmcharts.cattle.io/managed-by: rancher}}
+spec: {chartContent: %[4]s}
+---
+apiVersion: helm.cattle.io/v1
+kind: HelmChart
+metadata: {name: certified}
+spec:
+  repo: %[3]s
+  chart: web
+  repoCA: |
+    %[1]s
+  authSecret: {name: pair}
+  driver: configmap
+  values: {colour: red}
+`, s.indent(certificate), s.indent(string(pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: key}))), repository.URL, scaled))
+	put("adopts", scaled, "takeOwnership: true, values: {colour: red}")
+	put("collides", scaled, "values: {colour: red}")
+	put("sets", scaled, "values: {colour: red}")
+	put("yields", scaled, "forceConflicts: false, values: {colour: red}")
+	put("late", slow, "timeout: 5s, failurePolicy: abort, values: {seconds: 600}")
+
+	// Releases are kept in ConfigMaps if that is asked for, and changed there.
+	s.says(s.ns, "certified", "red 1 1.0.0")
+	s.chart("certified", "Deployed", "revision 1")
+	s.patch("helmchart/certified", `{"spec":{"values":{"colour":"green"}}}`)
+	s.says(s.ns, "certified", "green 1 1.0.0")
+	s.chart("certified", "Deployed", "revision 2")
+	if kept := s.kubectl("get", "configmaps", "-l", "owner=helm,name=certified", "-o", "name"); strings.Count(kept, "sh.helm.release.v1.certified.") != 2 {
+		t.Errorf("with driver: configmap, Helm's ConfigMaps are %q", kept)
+	}
+	s.has(false, "secret", "-l", "owner=helm,name=certified")
+
+	s.says(s.ns, "adopts", "red")
+	s.chart("collides", "True", `ConfigMap "collides"`, "exists and cannot be imported")
+	s.says(s.ns, "collides", "old")
+	s.chart("late", "True", "Stopped", "post-install", "not ready")
+
+	// What others have changed meanwhile is the chart's again, or theirs.
+	for _, name := range []string{"sets", "yields"} {
+		s.chart(name, "Deployed", "revision 1")
+		s.kubectl("scale", "deployment/"+name, "--replicas=2")
+		s.patch("helmchart/"+name, `{"spec":{"values":{"colour":"green"}}}`)
+	}
+	s.says(s.ns, "sets", "green")
+	s.chart("sets", "Deployed", "revision 2")
+	s.chart("yields", "True", "conflict", ".spec.replicas", "spec.forceConflicts: true takes the fields over")
+	for name, want := range map[string]string{"sets": "1", "yields": "2"} {
+		if got := s.kubectl("get", "deployment", name, "-o", "jsonpath={.spec.replicas}"); got != want {
+			t.Errorf("%s has %s replicas, want %s", name, got, want)
+		}
+	}
+	s.patch("helmchart/yields", `{"spec":{"forceConflicts":true}}`)
+	s.chart("yields", "False", "Deployed")
+	if got := s.kubectl("get", "deployment", "yields", "-o", "jsonpath={.spec.replicas}"); got != "1" {
+		t.Errorf("with forceConflicts: true it has %s replicas", got)
+	}
+
+	s.has(false, "configmap", "left-alone", "another-s")
+	s.kubectl("delete", "helmchart", "--all", "--timeout=90s")
+	s.has(false, "configmap", "-l", "owner=helm")
+	s.has(false, "deployment", "certified", "sets", "yields")
 }
 
 // finishesCharts kills podo while it installs a chart, and while it upgrades one.

@@ -27,6 +27,7 @@ func TestPodo(t *testing.T) {
 			{"refuses machines it cannot run on", refusesMachines},
 			{"refuses flags of components that do not exist", refusesComponentFlags},
 			{"names the part that cannot start", namesThePartThatDied},
+			{"stops at once while it starts", stopsWhileItStarts},
 		})
 	})
 	t.Run("a cluster", func(t *testing.T) {
@@ -52,6 +53,7 @@ func TestPodo(t *testing.T) {
 					{"as many pods as the load asks for", autoscaled}, // waits for minutes
 					{"Helm charts", helmCharts},
 					{"Helm charts that fail half-way", halfCharts},
+					{"Helm charts, field by field", helmFields},
 					{"deployments", deployments},
 					{"services", services},
 					{"host ports", hostPorts},

@@ -232,6 +232,19 @@ func refusesComponentFlags(t *testing.T) {
 	uninstall(t)
 }
 
+// stopsWhileItStarts tells podo to stop at moments of a first boot and of later ones: it is
+// as quick as later, and no failure.
+func stopsWhileItStarts(t *testing.T) {
+	for _, after := range []time.Duration{200, 700, 1200, 400, 1000} {
+		s := boot(t)
+		time.Sleep(after * time.Millisecond)
+		if took := s.stop(t); took > 5*time.Second {
+			t.Errorf("told to stop after %d ms, it took %s:\n%s", after, took, s.tail(20))
+		}
+	}
+	uninstall(t)
+}
+
 // namesThePartThatDied has one part die after the others have started: podo ends, and
 // the reason is the last thing it says.
 func namesThePartThatDied(t *testing.T) {
@@ -243,6 +256,20 @@ func namesThePartThatDied(t *testing.T) {
 	}
 	if err := contains(s.tail(1), "podo:", "scheduler", "NoSuchPlugin"); err != nil {
 		t.Errorf("the last line: %v\nall of it:\n%s", err, s.tail(30))
+	}
+	// What only the part itself can tell of its flags, no other start mends, nor does podo
+	// wait for the others.
+	for flag, words := range map[string][]string{
+		"--kube-apiserver-arg=authorization-mode=Nope":    {"kube-apiserver-arg", "authorization-mode", "Nope"},
+		"--kube-controller-manager-arg=controllers=grape": {"kube-controller-manager-arg", "grape"},
+	} {
+		s := boot(t, flag)
+		if code := s.ended(t, 8*time.Second); code != 2 {
+			t.Errorf("%s: exit code %d, want 2", flag, code)
+		}
+		if err := contains(s.tail(1), append(words, "podo:")...); err != nil {
+			t.Errorf("%s: the last line: %v\nall of it:\n%s", flag, err, s.tail(30))
+		}
 	}
 	uninstall(t)
 }

@@ -107,7 +107,7 @@ func (s *Server) Run(ctx context.Context, ready func()) error {
 		return err
 	}
 	if errs := completed.Validate(); len(errs) > 0 {
-		return errors.Join(errs...)
+		return kube.Refuse("kube-apiserver-arg", s.plan.Args, errors.Join(errs...))
 	}
 	config, err := app.NewConfig(completed)
 	if err != nil {

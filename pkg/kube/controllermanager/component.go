@@ -52,7 +52,7 @@ func (m *Manager) Name() string { return "kube-controller-manager" }
 func (m *Manager) Run(ctx context.Context, ready func()) error {
 	c, err := m.options.Config(ctx, app.KnownControllers(), app.ControllersDisabledByDefault(), app.ControllerAliases())
 	if err != nil {
-		return err
+		return kube.Refuse("kube-controller-manager-arg", m.plan.Args, err)
 	}
 	rc, err := kubeconfig.Client(m.plan.Paths.ServerKubeconfig("kube-controller-manager"), m.gate.Dial)
 	if err != nil {
@@ -64,7 +64,11 @@ func (m *Manager) Run(ctx context.Context, ready func()) error {
 		return err
 	}
 	c.Kubeconfig, c.Client = rc, client
-	m.gate.Announce(ctx, ready)
+	// Upstream would wait for the API server itself, ten seconds long, and hear no ctx.
+	if !m.gate.Pass(ctx) {
+		return nil
+	}
+	ready()
 	err = app.Run(ctx, c.Complete())
 	if ctx.Err() != nil {
 		return nil // stopped while it was still building controllers
