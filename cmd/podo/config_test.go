@@ -284,11 +284,12 @@ func TestIsJournal(t *testing.T) {
 func TestPassedOn(t *testing.T) {
 	cfg := config.Default()
 	for args, flag := range map[*[]string]string{
-		&cfg.Components.APIServerArgs: "max-requests-inflight=7", &cfg.Components.ControllerManagerArgs: "concurrent-gc-syncs=7", &cfg.Components.SchedulerArgs: "kube-api-burst=7",
-		&cfg.KubeletArgs: "max-pods=7", &cfg.KubeProxyArgs: "conntrack-min=7",
+		&cfg.Components.APIServerArgs: "runtime-config=api/all=false", &cfg.Components.ControllerManagerArgs: "concurrent-gc-syncs=7", &cfg.Components.SchedulerArgs: "kube-api-burst=7",
+		&cfg.KubeletArgs: "enforce-node-allocatable=system-reserved", &cfg.KubeProxyArgs: "detect-local-mode=BridgeInterface",
 	} {
 		*args = []string{flag}
 	}
+	cfg.Components.APIServerArgs = append(cfg.Components.APIServerArgs, "runtime_config=batch/v1=true") // not one without the other
 	if err := judgePassed(cfg, nil); err != nil {
 		t.Errorf("sound flags: %v", err)
 	}
@@ -301,5 +302,13 @@ func TestPassedOn(t *testing.T) {
 		"feature-gates: NoSuchGate is not a feature gate of this Kubernetes version"
 	if err == nil || err.Error() != want {
 		t.Errorf("got\n%v\nwant\n%s", err, want)
+	}
+
+	// What does not run may have any, and files that are elsewhere are a start's to read.
+	cfg = config.Default()
+	cfg.KubeProxyArgs, cfg.Components.NoKubeProxy = []string{"proxy-mode=ipvs"}, true
+	cfg.KubeletArgs = []string{"config=/nowhere/kubelet.yaml"}
+	if err := judgePassed(cfg, nil); err != nil {
+		t.Error(err)
 	}
 }

@@ -3,12 +3,14 @@ package main
 import (
 	"errors"
 	"log/slog"
+	"slices"
 	"strconv"
 	"strings"
 
 	"github.com/podo-dev/podo/pkg/config"
 	"github.com/podo-dev/podo/pkg/kube"
 	"github.com/podo-dev/podo/pkg/kube/apiserver"
+	"github.com/podo-dev/podo/pkg/kube/args"
 	"github.com/podo-dev/podo/pkg/kube/controllermanager"
 	"github.com/podo-dev/podo/pkg/kube/kubelet"
 	"github.com/podo-dev/podo/pkg/kube/proxy"
@@ -20,42 +22,40 @@ import (
 // without a plan. Each mistake is told with its place.
 func judgePassed(cfg config.Server, origins config.Origins) error {
 	silent, usual := slog.New(slog.DiscardHandler), config.Default().Network // those that were asked for may be mistaken
+	off := cfg.Components
 	var errs []error
 	for _, part := range []struct {
 		setting string
+		off     bool // flags of what does not run matter to nobody
 		args    []string
-		judge   func(args []string) error
+		judge   func(theirs []string) error
 	}{
-		{"kube-apiserver-arg", cfg.Components.APIServerArgs, func(args []string) error {
-			_, err := apiserver.New(plan.APIServer{Args: args, Advertise: usual.ClusterCIDR[0].Addr(), Bind: usual.ClusterCIDR[0].Addr()}, apiserver.Hooks{}, nil, silent)
+		{"kube-apiserver-arg", off.NoAPIServer, cfg.Components.APIServerArgs, func(theirs []string) error {
+			_, err := apiserver.New(plan.APIServer{Args: theirs, Advertise: usual.ClusterCIDR[0].Addr(), Bind: usual.ClusterCIDR[0].Addr()}, apiserver.Hooks{}, nil, silent)
 			return err
 		}},
-		{"kube-controller-manager-arg", cfg.Components.ControllerManagerArgs, func(args []string) error {
-			_, err := controllermanager.New(plan.ControllerManager{Args: args}, nil, silent)
+		{"kube-controller-manager-arg", off.NoControllers, cfg.Components.ControllerManagerArgs, func(theirs []string) error {
+			_, err := controllermanager.New(plan.ControllerManager{Args: theirs}, nil, silent)
 			return err
 		}},
-		{"kube-scheduler-arg", cfg.Components.SchedulerArgs, func(args []string) error {
-			_, err := scheduler.New(plan.Scheduler{Args: args}, nil, silent)
+		{"kube-scheduler-arg", off.NoScheduler, cfg.Components.SchedulerArgs, func(theirs []string) error {
+			_, err := scheduler.New(plan.Scheduler{Args: theirs}, nil, silent)
 			return err
 		}},
-		{"kubelet-arg", cfg.KubeletArgs, func(args []string) error {
-			_, err := kubelet.Options(plan.Kubelet{Args: args})
-			return err
-		}},
-		{"kube-proxy-arg", cfg.KubeProxyArgs, func(args []string) error {
-			_, err := proxy.New(plan.Proxy{Args: args, PodCIDR: usual.ClusterCIDR}, nil, silent)
+		{"kubelet-arg", off.NoAgent, cfg.KubeletArgs, kubelet.CheckFlags},
+		{"kube-proxy-arg", off.NoAgent || off.NoKubeProxy, cfg.KubeProxyArgs, func(theirs []string) error {
+			_, _, err := proxy.Options(plan.Proxy{Args: theirs, PodCIDR: usual.ClusterCIDR})
 			return err
 		}},
 	} {
-		// One by one: each stops at its first mistake.
-		sound := true
-		for _, arg := range part.args {
-			if err := part.judge([]string{arg}); err != nil {
-				errs, sound = append(errs, placed(part.setting, origins, err)...), false
-			}
-		}
-		if sound && len(part.args) > 1 {
-			errs = append(errs, placed(part.setting, origins, part.judge(part.args))...)
+		// Flag by flag, since each stops at its first mistake. How flags go together, a
+		// start tells.
+		for !part.off && len(part.args) > 0 {
+			name := args.Name(part.args[0])
+			same := func(arg string) bool { return args.Name(arg) == name }
+			judged := slices.DeleteFunc(slices.Clone(part.args), func(arg string) bool { return !same(arg) })
+			errs = append(errs, placed(part.setting, origins, part.judge(judged))...)
+			part.args = slices.DeleteFunc(slices.Clone(part.args), same)
 		}
 	}
 	gates := map[string]bool{}

@@ -64,7 +64,9 @@ func loadAgent(c *cli.Context, typed []config.Setting) (config.Node, error) {
 	cfg := config.Default()
 	settings, errSources := gather(os.Environ(), typed)
 	origins, errSettings := config.ResolveAgent(&cfg.Node, settings)
-	if err := errors.Join(errSources, errSettings, readTokens(&cfg, origins), judgePassed(cfg, origins)); err != nil {
+	errTokens, known := readTokens(&cfg, origins), cfg
+	known.Components.NoKubeProxy = true // unless the cluster says that there is one, whose flags are judged then
+	if err := errors.Join(errSources, errSettings, errTokens, judgePassed(known, origins)); err != nil {
 		return cfg.Node, usageError{err}
 	}
 	if err := host.Fit(cfg, origins, nil); err != nil {

@@ -399,7 +399,7 @@ func (v *validation) network() {
 		mask := v.nodeMask(p.Addr().Is4())
 		switch {
 		case p.Bits() > mask:
-			v.bad([]string{"cluster-cidr", "kube-controller-manager-arg"}, "%s is too small: each node takes a /%d of it; give a /%d or larger", p, mask, max(mask-8, 1))
+			v.bad([]string{"cluster-cidr", "kube-controller-manager-arg"}, "%s is too small: each node takes a /%d of it; give a /%d or larger, or let nodes take less of it, with node-cidr-mask-size of kube-controller-manager", p, mask, max(mask-8, 1))
 		case p.Addr().Is6() && mask-p.Bits() > 16:
 			v.bad([]string{"cluster-cidr", "kube-controller-manager-arg"}, "%s is too large to be cut into a /%d for each node; give a /%d or smaller", p, mask, mask-16)
 		}

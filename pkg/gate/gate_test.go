@@ -45,7 +45,7 @@ func TestPass(t *testing.T) {
 	go func() { passed <- shut.Pass(ctx) }()
 	select {
 	case <-passed:
-		t.Error("a closed gate ended a part that nobody had told to end")
+		t.Fatal("a closed gate ended a part that nobody had told to end")
 	case <-time.After(50 * time.Millisecond):
 	}
 	stop()

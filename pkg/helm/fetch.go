@@ -271,10 +271,10 @@ func pull(ctx context.Context, client *http.Client, s source, at string) ([]byte
 	return nil, fmt.Errorf("%s, %s is no Helm chart: it has no layer of type %s", at, tag, registry.ChartLayerMediaType)
 }
 
-// pick chooses the tag of a version, or the newest that a range such as ^1.2 allows. Some
-// registries' tags begin with a v; a version that is said is the tag as it is.
+// pick chooses the tag of a version, or the newest that a range such as ^1.2 allows. The tag
+// may begin with a v, whether the version does or not.
 func pick(ctx context.Context, from *remote.Repository, version string) (string, error) {
-	if _, err := semver.StrictNewVersion(strings.TrimPrefix(version, "v")); err == nil {
+	if _, err := semver.StrictNewVersion(version); err == nil {
 		return tagOf(version), nil
 	}
 	var versions semver.Collection

@@ -67,6 +67,7 @@ func TestFetch(t *testing.T) {
 		"a version of a registry":     {source{spec: spec{Chart: "oci://" + host + "/charts/web", Version: "1.0.0", PlainHTTP: true}, logins: logins}, "1.0.0"},
 		"a range of a registry":       {source{spec: spec{Chart: "oci://" + host + "/charts/web", Version: "<1.1", PlainHTTP: true}, logins: logins}, "1.0.0"},
 		"a tag with a v":              {source{spec: spec{Chart: "oci://" + host + "/v/web", Version: "v1.0.0", PlainHTTP: true}, logins: logins}, "1.0.0"},
+		"a v that the tag has not":    {source{spec: spec{Chart: "oci://" + host + "/charts/web", Version: "v1.0.0", PlainHTTP: true}, logins: logins}, "1.0.0"},
 		"a range of tags with a v":    {source{spec: spec{Chart: "oci://" + host + "/v/web", Version: "^1", PlainHTTP: true}, logins: logins}, "1.2.0"},
 		"a tag":                       {source{spec: spec{Chart: "oci://" + host + "/charts/web:1.0.0", PlainHTTP: true}, logins: logins}, "1.0.0"},
 		"a registry as repository":    {source{spec: spec{Repo: "oci://" + host + "/charts", Chart: "web", PlainHTTP: true}, user: "ann", password: "secret"}, "1.2.0"},

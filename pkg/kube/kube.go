@@ -9,7 +9,6 @@ package kube
 import (
 	"errors"
 	"fmt"
-	"io/fs"
 	"maps"
 	"runtime"
 	"slices"
@@ -86,18 +85,14 @@ func setGates(gates map[string]bool) error {
 	return nil
 }
 
-// Refuse places what a component says of its settings once it runs at the flags that were
-// passed on to it, if there are any. Its exit code is then that of what cannot work until a
-// setting changes, 2, unless a file is missing, which may come.
+// Refuse places what a component says of its flags once it runs at those that were passed
+// on to it, if there are any. The exit code is then that of what cannot work until a setting
+// changes, 2: so it is for checks of flags alone, and not of what may be mended elsewhere.
 func Refuse(setting string, given []string, err error) error {
 	if len(given) == 0 {
 		return err
 	}
-	err = fmt.Errorf("%s: %w", setting, err)
-	if errors.Is(err, fs.ErrNotExist) {
-		return err
-	}
-	return refused{err}
+	return refused{fmt.Errorf("%s: %w", setting, err)}
 }
 
 type refused struct{ error }

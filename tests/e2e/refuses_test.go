@@ -237,6 +237,7 @@ func refusesComponentFlags(t *testing.T) {
 func stopsWhileItStarts(t *testing.T) {
 	for _, after := range []time.Duration{200, 700, 1200, 400, 1000} {
 		s := boot(t)
+		within(t, 20*time.Second, "it says something", func() error { return contains(s.written(), "podo") })
 		time.Sleep(after * time.Millisecond)
 		if took := s.stop(t); took > 5*time.Second {
 			t.Errorf("told to stop after %d ms, it took %s:\n%s", after, took, s.tail(20))
@@ -264,7 +265,7 @@ func namesThePartThatDied(t *testing.T) {
 		"--kube-controller-manager-arg=controllers=grape": {"kube-controller-manager-arg", "grape"},
 	} {
 		s := boot(t, flag)
-		if code := s.ended(t, 8*time.Second); code != 2 {
+		if code := s.ended(t, 30*time.Second); code != 2 {
 			t.Errorf("%s: exit code %d, want 2", flag, code)
 		}
 		if err := contains(s.tail(1), append(words, "podo:")...); err != nil {

@@ -229,7 +229,6 @@ func TestSaysWhatIsMissing(t *testing.T) {
 	}
 	cmd := exec.Command("scripts/install-deps", "-n")
 	cmd.Dir, cmd.Env = filepath.Join("..", ".."), []string{"PATH=" + bin, "HOME=" + os.Getenv("HOME")}
-	cmd.Path = filepath.Join(cmd.Dir, cmd.Path)
 	out, err := cmd.CombinedOutput()
 	if err != nil {
 		t.Fatalf("%v\n%s", err, out)

@@ -1,6 +1,7 @@
 package apiserver
 
 import (
+	"slices"
 	"strconv"
 	"strings"
 
@@ -59,12 +60,6 @@ func Args(p plan.APIServer) (args.Set, error) {
 	if p.Several {
 		ours["endpoint-reconciler-type"] = []string{"lease"}
 	}
-	if p.Storage.CA != "" {
-		ours["etcd-cafile"] = []string{p.Storage.CA}
-	}
-	if p.Storage.Files.Cert != "" {
-		ours["etcd-certfile"], ours["etcd-keyfile"] = []string{p.Storage.Files.Cert}, []string{p.Storage.Files.Key}
-	}
 	if p.EgressConfig != "" {
 		ours["egress-selector-config-file"] = []string{p.EgressConfig}
 	}
@@ -93,23 +88,9 @@ func Args(p plan.APIServer) (args.Set, error) {
 }
 
 func hasAny(list []string, names ...string) bool {
-	for _, text := range list {
-		name, _, _ := strings.Cut(strings.TrimLeft(text, "-"), "=")
-		name = strings.ReplaceAll(name, "_", "-")
-		for _, n := range names {
-			if n == name {
-				return true
-			}
-		}
-	}
-	return false
+	return slices.ContainsFunc(list, func(text string) bool { return slices.Contains(names, args.Name(text)) })
 }
 
 func hasPrefix(list []string, prefix string) bool {
-	for _, text := range list {
-		if strings.HasPrefix(strings.ReplaceAll(strings.TrimLeft(text, "-"), "_", "-"), prefix) {
-			return true
-		}
-	}
-	return false
+	return slices.ContainsFunc(list, func(text string) bool { return strings.HasPrefix(args.Name(text), prefix) })
 }

@@ -107,7 +107,11 @@ func (s *Server) Run(ctx context.Context, ready func()) error {
 		return err
 	}
 	if errs := completed.Validate(); len(errs) > 0 {
-		return kube.Refuse("kube-apiserver-arg", s.plan.Args, errors.Join(errs...))
+		err := errors.Join(errs...)
+		if hasAny(s.plan.Args, "authorization-config") { // which names files, and those may come
+			return err
+		}
+		return kube.Refuse("kube-apiserver-arg", s.plan.Args, err)
 	}
 	config, err := app.NewConfig(completed)
 	if err != nil {

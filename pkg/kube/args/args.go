@@ -36,11 +36,11 @@ func (s Set) Flags() []string {
 func (s Set) Merge(setting string, theirs []string, denied map[string]string) (Set, error) {
 	out, given, errs := maps.Clone(s), map[string]bool{}, []error(nil)
 	for _, text := range theirs {
-		name, value, ok := strings.Cut(strings.TrimLeft(text, "-"), "=")
+		name := Name(text)
+		_, value, ok := strings.Cut(text, "=")
 		if !ok {
 			value = "true"
 		}
-		name = strings.ReplaceAll(name, "_", "-") // as upstream reads them
 		if remedy, no := denied[name]; no {
 			errs = append(errs, fmt.Errorf("%s: %s: podo sets this itself; %s", setting, name, remedy))
 			continue
@@ -53,6 +53,12 @@ func (s Set) Merge(setting string, theirs []string, denied map[string]string) (S
 		given[name] = true
 	}
 	return out, errors.Join(errs...)
+}
+
+// Name is the name of a flag in NAME=VALUE, as upstream reads it.
+func Name(text string) string {
+	name, _, _ := strings.Cut(strings.TrimLeft(text, "-"), "=")
+	return strings.ReplaceAll(name, "_", "-")
 }
 
 // Deny adds to a component's own list of flags that a user may not set those that

@@ -50,9 +50,13 @@ func (m *Manager) Name() string { return "kube-controller-manager" }
 
 // Run runs the controllers until ctx ends.
 func (m *Manager) Run(ctx context.Context, ready func()) error {
-	c, err := m.options.Config(ctx, app.KnownControllers(), app.ControllersDisabledByDefault(), app.ControllerAliases())
-	if err != nil {
+	all, off, aliases := app.KnownControllers(), app.ControllersDisabledByDefault(), app.ControllerAliases()
+	if err := m.options.Validate(all, off, aliases); err != nil {
 		return kube.Refuse("kube-controller-manager-arg", m.plan.Args, err)
+	}
+	c, err := m.options.Config(ctx, all, off, aliases)
+	if err != nil {
+		return err
 	}
 	rc, err := kubeconfig.Client(m.plan.Paths.ServerKubeconfig("kube-controller-manager"), m.gate.Dial)
 	if err != nil {

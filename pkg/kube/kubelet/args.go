@@ -115,7 +115,7 @@ func configure(c *config.KubeletConfiguration, p plan.Kubelet) error {
 // parse lays the user's flags over flags and c: first the configuration files
 // they name, then the flags themselves, as upstream ranks them.
 func parse(f *options.KubeletFlags, c *config.KubeletConfiguration, theirs []string) error {
-	set, err := args.Set{}.Merge("kubelet-arg", theirs, args.Deny(denied()))
+	set, err := passed(theirs)
 	if err != nil {
 		return err
 	}
@@ -128,6 +128,23 @@ func parse(f *options.KubeletFlags, c *config.KubeletConfiguration, theirs []str
 		return fmt.Errorf("kubelet-arg: %w", err)
 	}
 	return parseFlags(f, c, set.Flags())
+}
+
+func passed(theirs []string) (args.Set, error) {
+	return args.Set{}.Merge("kubelet-arg", theirs, args.Deny(denied()))
+}
+
+// CheckFlags judges flags by themselves, and reads no file that they name.
+func CheckFlags(theirs []string) error {
+	set, err := passed(theirs)
+	if err != nil {
+		return err
+	}
+	c, err := options.NewKubeletConfiguration()
+	if err != nil {
+		return err
+	}
+	return parseFlags(options.NewKubeletFlags(), c, set.Flags())
 }
 
 func parseFlags(f *options.KubeletFlags, c *config.KubeletConfiguration, flags []string) error {

@@ -51,18 +51,24 @@ type Proxy struct {
 
 // New checks the flags of p. Clients dial through g.
 func New(p plan.Proxy, g *gate.Gate, log *slog.Logger) (*Proxy, error) {
-	set, err := Args(p)
-	if err != nil {
-		return nil, err
-	}
-	o, err := parse(set.Flags())
+	flags, o, err := Options(p)
 	if err != nil {
 		return nil, err
 	}
 	if err := o.Validate(); err != nil {
 		return nil, fmt.Errorf("kube-proxy-arg: %w", err)
 	}
-	return &Proxy{plan: p, flags: set.Flags(), options: o, gate: g, log: log}, nil
+	return &Proxy{plan: p, flags: flags, options: o, gate: g, log: log}, nil
+}
+
+// Options are what podo and the user tell kube-proxy, as flags and as it reads them.
+func Options(p plan.Proxy) ([]string, *app.Options, error) {
+	set, err := Args(p)
+	if err != nil {
+		return nil, nil, err
+	}
+	o, err := parse(set.Flags())
+	return set.Flags(), o, err
 }
 
 func parse(flags []string) (*app.Options, error) {

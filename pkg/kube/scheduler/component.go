@@ -62,7 +62,7 @@ func (s *Scheduler) Run(ctx context.Context, ready func()) error {
 	}
 	c, err := s.options.Config(ctx)
 	if err != nil {
-		return kube.Refuse("kube-scheduler-arg", s.plan.Args, err)
+		return err
 	}
 	c.ComponentConfig.LeaderElection.LeaderElect = false
 	if err := s.connect(ctx, c.ComponentConfig.ClientConnection.QPS, func(rc *rest.Config, client kubernetes.Interface, dyn dynamic.Interface) {

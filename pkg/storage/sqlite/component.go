@@ -154,8 +154,10 @@ const pageSize = 1024
 // create makes an empty file, which is there as a whole or not at all.
 func create(ctx context.Context, path string) error {
 	fresh := path + ".new"
-	for _, end := range []string{"", "-journal"} {
-		if err := os.Remove(fresh + end); err != nil && !errors.Is(err, fs.ErrNotExist) {
+	// What a kill left of it, and logs of a file that is gone: SQLite would take them for
+	// those of this one, and itself removes them where it finds no file.
+	for _, left := range []string{fresh, fresh + "-journal", path + "-wal", path + "-shm", path + "-journal"} {
+		if err := os.Remove(left); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return err
 		}
 	}

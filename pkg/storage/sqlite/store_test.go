@@ -247,13 +247,17 @@ func TestSmallWritesAreSmall(t *testing.T) {
 	if err := os.MkdirAll(filepath.Dir(s.plan.DB), 0o700); err != nil {
 		t.Fatal(err)
 	}
-	for _, end := range []string{".new", ".new-journal"} {
-		if err := os.WriteFile(s.plan.DB+end, []byte("half of it"), 0o600); err != nil {
+	killed, _ := databases(t)
+	for end, text := range map[string][]byte{".new": []byte("half of it"), ".new-journal": []byte("half of it"), "-wal": killed["-wal"]} {
+		if err := os.WriteFile(s.plan.DB+end, text, 0o600); err != nil {
 			t.Fatal(err)
 		}
 	}
 	r := start(t, dir)
 	r.put(t, "/registry/a", "1")
+	if res, err := r.Get(t.Context(), "/registry/pods/", clientv3.WithPrefix()); err != nil || len(res.Kvs) > 0 {
+		t.Errorf("a new file beside the log of one that is gone holds %v, %v", res, err)
+	}
 	r.stop(t)
 	if got := size(s.plan.DB); got != pageSize {
 		t.Errorf("a new file has pages of %d bytes, want %d", got, pageSize)
