@@ -148,7 +148,7 @@ func (g *Group) drive(life context.Context, u *Unit) error {
 	g.enter(u, Starting, nil)
 	close(u.started)
 	result := make(chan error, 1)
-	go func() { result <- u.run(own, func() { g.enter(u, Ready, nil); close(u.ready) }) }()
+	go func() { result <- guarded(own, u.component, func() { g.enter(u, Ready, nil); close(u.ready) }) }()
 
 	var err error
 	select {
@@ -174,12 +174,13 @@ func (g *Group) drive(life context.Context, u *Unit) error {
 	return err
 }
 
-// run calls the component, turning a panic into an error with its stack.
-func (u *Unit) run(ctx context.Context, ready func()) (err error) {
+// guarded runs a component, turning a panic into an error with its stack. Its ready may be
+// called more than once.
+func guarded(ctx context.Context, c Component, ready func()) (err error) {
 	defer func() {
 		if p := recover(); p != nil {
 			err = fmt.Errorf("panic: %v\n%s", p, debug.Stack())
 		}
 	}()
-	return u.component.Run(ctx, sync.OnceFunc(ready))
+	return c.Run(ctx, sync.OnceFunc(ready))
 }

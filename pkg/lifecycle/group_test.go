@@ -387,3 +387,36 @@ func TestContract(t *testing.T) {
 	var j journal
 	lifecycletest.Check(t, j.part("x", 0))
 }
+
+// TestHasty: what is not ready when it is told to stop is left behind, what is ready is
+// waited for, and what fails before that has failed.
+func TestHasty(t *testing.T) {
+	never := make(chan struct{})
+	t.Cleanup(func() { close(never) })
+	ctx, stop := context.WithCancel(t.Context())
+	stop()
+	if err := lifecycle.Hasty(lifecycle.Func("slow", func(context.Context, func()) error { <-never; return nil })).Run(ctx, func() {}); err != nil {
+		t.Errorf("left behind: %v", err)
+	}
+
+	ctx, stop = context.WithCancel(t.Context())
+	ended := false
+	err := lifecycle.Hasty(lifecycle.Func("ready", func(ctx context.Context, ready func()) error {
+		ready()
+		<-ctx.Done()
+		time.Sleep(20 * time.Millisecond)
+		ended = true
+		return nil
+	})).Run(ctx, stop)
+	if err != nil || !ended {
+		t.Errorf("ready: ended %v, %v", ended, err)
+	}
+
+	broken := errors.New("broken")
+	if err := lifecycle.Hasty(lifecycle.Func("broken", func(context.Context, func()) error { return broken })).Run(t.Context(), func() {}); !errors.Is(err, broken) {
+		t.Errorf("error %v, want %v", err, broken)
+	}
+	if err := lifecycle.Hasty(lifecycle.Func("mad", func(context.Context, func()) error { panic("grapes") })).Run(t.Context(), func() {}); err == nil || !strings.Contains(err.Error(), "panic: grapes") {
+		t.Errorf("error %v, want a panic", err)
+	}
+}

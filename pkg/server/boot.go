@@ -126,7 +126,7 @@ func Build(g *lifecycle.Group, p plan.Server, d Deps) (Server, error) {
 		if p.Egress.Config != "" {
 			needs = append(needs, g.Add(super.egress()))
 		}
-		s.API = g.Add(lifecycle.Within(patience, parts.api), needs...)
+		s.API = g.Add(lifecycle.Within(patience, lifecycle.Hasty(parts.api)), needs...)
 		s.Near = s.API.Begun()
 	} else {
 		s.borrow(g, newElsewhere(p, super, d), needs...)
