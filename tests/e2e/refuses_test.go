@@ -233,13 +233,14 @@ func refusesComponentFlags(t *testing.T) {
 }
 
 // stopsWhileItStarts tells podo to stop at moments of a first boot and of later ones: it is
-// as quick as later, and no failure.
+// as quick as later, and no failure. On a busy machine that takes longer; with upstream's
+// wait for an API server that does not come it took eleven seconds on any.
 func stopsWhileItStarts(t *testing.T) {
 	for _, after := range []time.Duration{200, 700, 1200, 400, 1000} {
 		s := boot(t)
 		within(t, 20*time.Second, "it says something", func() error { return contains(s.written(), "podo") })
 		time.Sleep(after * time.Millisecond)
-		if took := s.stop(t); took > 5*time.Second {
+		if took := s.stop(t); took > 10*time.Second {
 			t.Errorf("told to stop after %d ms, it took %s:\n%s", after, took, s.tail(20))
 		}
 	}

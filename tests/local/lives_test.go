@@ -552,19 +552,28 @@ spec:
 func TestRounds(t *testing.T) {
 	s := begin(t)
 	var took []time.Duration
-	for range 20 {
+	round := func() {
 		took = append(took, s.create("round", "").took)
 		s.run("cluster", "delete", "--name", "round")
 		if left := look(t).beside(s.before); len(left) > 0 {
 			t.Fatalf("left after round %d:\n%s", len(took), strings.Join(left, "\n"))
 		}
 	}
-	t.Logf("rounds: %v", took)
+	for range 20 {
+		round()
+	}
 	median := func(d []time.Duration) time.Duration {
 		d = slices.Sorted(slices.Values(d))
 		return d[len(d)/2]
 	}
-	if early, late := median(took[1:8]), median(took[13:]); late > early*3/2 {
+	early, late := median(took[1:8]), median(took[13:])
+	// What other tests do beside this one ends; what rounds leave behind does not.
+	for more := 0; late > early*3/2 && more < 15; more++ {
+		round()
+		late = median(took[len(took)-5:])
+	}
+	t.Logf("rounds: %v", took)
+	if late > early*3/2 {
 		t.Errorf("the last rounds took %s, the first ones %s", late, early)
 	}
 }
