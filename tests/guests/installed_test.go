@@ -389,10 +389,14 @@ func (s *installed) note(line string) {
 // remembers looks for all that was ever written into the diary.
 func (s *installed) remembers(lines ...string) {
 	s.Helper()
-	s.running(s.box, "app=diary", 1)
-	if got := s.kubectl(s.box, "exec", "deployment/diary", "--", "cat", "/pages/notes"); got != strings.Join(lines, "\n") {
-		s.Errorf("the volume holds %q, want %q", got, lines)
-	}
+	// The pod of before the boot is there too for a while, and ended.
+	s.within(4*time.Minute, "the volume holds all notes", func() error {
+		got, err := s.try(s.box, "", "exec", "deployment/diary", "--", "cat", "/pages/notes")
+		if err == nil && got != strings.Join(lines, "\n") {
+			err = fmt.Errorf("it holds %q, want %q", got, lines)
+		}
+		return err
+	})
 }
 
 // returns waits until the cluster is back after a boot.
