@@ -216,11 +216,12 @@ func TestAnotherPodo(t *testing.T) {
 
 // TestSaysWhatIsMissing: what a bare machine lacks is named before anything is installed.
 func TestSaysWhatIsMissing(t *testing.T) {
-	if _, err := exec.LookPath("apt-get"); err != nil {
-		t.Skip("this is no Debian")
-	}
 	bin := t.TempDir()
-	for _, name := range []string{"bash", "dirname", "sed", "uname", "id", "gcc", "go", "dpkg", "dpkg-architecture", "pkg-config", "make", "git", "apt-get"} {
+	// That a machine has it is all that install-deps -n wants of it: it ends with a failure.
+	if err := os.WriteFile(filepath.Join(bin, "apt-get"), []byte("#!/bin/sh\nexit 1\n"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{"bash", "dirname", "sed", "uname", "id", "gcc", "go", "dpkg", "dpkg-architecture", "pkg-config", "make", "git"} {
 		if path, err := exec.LookPath(name); err == nil {
 			if err := os.Symlink(path, filepath.Join(bin, name)); err != nil {
 				t.Fatal(err)
