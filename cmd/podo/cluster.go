@@ -83,9 +83,12 @@ func nameOf(c *cli.Context, file string) string {
 // site is where clusters are, for a root that may change them. A name that is empty, as an
 // unset variable leaves one, means no cluster: not the usual one.
 func site(c *cli.Context) (local.Site, error) {
-	s := local.Site{Dir: local.DefaultDir, Step: newTicks(c.App.ErrWriter).step}
+	s := local.Site{Dir: local.DefaultDir, Step: newTicks(c.App.ErrWriter).step, Judge: judgeNode}
 	if c.IsSet("name") && c.String("name") == "" {
 		return s, usagef("--name: is empty; give a name, or leave it out for %s", defaultCluster)
+	}
+	if err := local.CheckName(nameOf(c, "")); err != nil {
+		return s, usagef("--name: %w", err)
 	}
 	if os.Geteuid() != 0 {
 		return s, fmt.Errorf("podo %[1]s needs root; try: sudo podo %[1]s", strings.TrimPrefix(c.Command.HelpName, "podo "))
@@ -164,6 +167,9 @@ func clusterCreate() *cli.Command {
 		}
 		if port := c.Int("registry-port"); port < 0 || port > 65535 {
 			return usagef("--registry-port: %d is no port", port)
+		}
+		if c.IsSet("registry-port") && !c.Bool("registry") {
+			return usagef("--registry-port: there is none without --registry; give that too")
 		}
 		if err := notNegative(c, "wait"); err != nil {
 			return err
@@ -282,14 +288,20 @@ func clusterList(verb string) *cli.Command {
 		if err != nil {
 			return err
 		}
-		names, err := s.Names()
+		names, err := clustersThere(s)
+		if err != nil {
+			return err
+		}
+		whole, err := s.Names()
 		if err != nil {
 			return err
 		}
 		list := []clusterState{}
 		for _, name := range names {
 			st := clusterState{Name: name}
-			if cl, err := s.Load(name); err != nil {
+			if !slices.Contains(whole, name) {
+				st.Error = fmt.Sprintf("its files are gone; remove what is left with: podo cluster delete --name %s", name)
+			} else if cl, err := s.Load(name); err != nil {
 				st.Error = err.Error()
 			} else {
 				st.Nodes, st.API = s.Nodes(cl), cl.URL()
@@ -477,7 +489,7 @@ func clusterLoad() *cli.Command {
 		Name: "load", Usage: "bring images into the nodes of a cluster", Action: chooseOne, OnUsageError: flagProblem,
 		Subcommands: []*cli.Command{
 			load("archive", "from archives of docker's or OCI's layout, plain, gzip or zstd", "FILE...", func(c *cli.Context, s local.Site, cl local.Cluster) error {
-				return s.LoadArchives(c.Context, cl, c.StringSlice("nodes"), c.Args().Slice())
+				return s.LoadArchives(c.Context, cl.Name, c.StringSlice("nodes"), c.Args().Slice())
 			}),
 			load("image", "from the docker or podman of this machine", "IMAGE...", func(c *cli.Context, s local.Site, cl local.Cluster) error {
 				files, remove, err := saveImages(c.Context, c.Args().Slice())
@@ -485,7 +497,7 @@ func clusterLoad() *cli.Command {
 					return err
 				}
 				defer remove()
-				return s.LoadArchives(c.Context, cl, c.StringSlice("nodes"), files)
+				return s.LoadArchives(c.Context, cl.Name, c.StringSlice("nodes"), files)
 			}),
 		},
 	}

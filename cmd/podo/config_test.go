@@ -289,7 +289,9 @@ func TestPassedOn(t *testing.T) {
 	} {
 		*args = []string{flag}
 	}
-	cfg.Components.APIServerArgs = append(cfg.Components.APIServerArgs, "runtime_config=batch/v1=true") // not one without the other
+	// Neither of these two without the other.
+	cfg.KubeletArgs = append(cfg.KubeletArgs, "system-reserved-cgroup=/system")
+	cfg.Components.APIServerArgs = append(cfg.Components.APIServerArgs, "runtime_config=batch/v1=true")
 	if err := judgePassed(cfg, nil); err != nil {
 		t.Errorf("sound flags: %v", err)
 	}
@@ -302,6 +304,21 @@ func TestPassedOn(t *testing.T) {
 		"feature-gates: NoSuchGate is not a feature gate of this Kubernetes version"
 	if err == nil || err.Error() != want {
 		t.Errorf("got\n%v\nwant\n%s", err, want)
+	}
+
+	// Values that no kubelet takes, and gates that do not go together.
+	for want, set := range map[string]func(*config.Server){
+		"kubelet-arg: invalid configuration: maxPods (--max-pods) -5": func(c *config.Server) { c.KubeletArgs = []string{"max-pods=-5"} },
+		"etcd-arg: etcd has no flag \"no-such\"":                      func(c *config.Server) { c.Datastore.EtcdArgs = []string{"no-such=1"} },
+		"StorageVersionAPI is enabled, but depends on features": func(c *config.Server) {
+			c.FeatureGates = map[string]string{"StorageVersionAPI": "true", "APIServerIdentity": "false"}
+		},
+	} {
+		cfg := config.Default()
+		set(&cfg)
+		if err := judgePassed(cfg, nil); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("got %v, want %q", err, want)
+		}
 	}
 
 	// What does not run may have any, and files that are elsewhere are a start's to read.

@@ -16,6 +16,7 @@ import (
 	"github.com/podo-dev/podo/pkg/kube/proxy"
 	"github.com/podo-dev/podo/pkg/kube/scheduler"
 	"github.com/podo-dev/podo/pkg/plan"
+	"github.com/podo-dev/podo/pkg/storage/etcd"
 )
 
 // judgePassed has Kubernetes judge what is passed on to it, as far as that can be told
@@ -42,6 +43,7 @@ func judgePassed(cfg config.Server, origins config.Origins) error {
 			_, err := scheduler.New(plan.Scheduler{Args: theirs}, nil, silent)
 			return err
 		}},
+		{"etcd-arg", off.NoEtcd, cfg.Datastore.EtcdArgs, func(theirs []string) error { return etcd.CheckArgs("etcd-arg", theirs) }},
 		{"kubelet-arg", off.NoAgent, cfg.KubeletArgs, kubelet.CheckFlags},
 		{"kube-proxy-arg", off.NoAgent || off.NoKubeProxy, cfg.KubeProxyArgs, func(theirs []string) error {
 			_, _, err := proxy.Options(plan.Proxy{Args: theirs, PodCIDR: usual.ClusterCIDR})
@@ -49,7 +51,7 @@ func judgePassed(cfg config.Server, origins config.Origins) error {
 		}},
 	} {
 		// Flag by flag, since each stops at its first mistake. How flags go together, a
-		// start tells.
+		// start tells, but for the kubelet's.
 		for !part.off && len(part.args) > 0 {
 			name := args.Name(part.args[0])
 			same := func(arg string) bool { return args.Name(arg) == name }
@@ -64,7 +66,17 @@ func judgePassed(cfg config.Server, origins config.Origins) error {
 			gates[name] = on
 		}
 	}
-	return errors.Join(append(errs, placed("feature-gates", origins, kube.CheckGates(gates))...)...)
+	errs = append(errs, placed("feature-gates", origins, kube.CheckGates(gates))...)
+	if len(errs) == 0 && !off.NoAgent {
+		errs = placed("kubelet-arg", origins, kubelet.CheckValues(cfg.KubeletArgs, gates))
+	}
+	return errors.Join(errs...)
+}
+
+// judgeNode is judgePassed for a node of a cluster on this machine, with the
+// KubeletConfiguration that it will have.
+func judgeNode(cfg config.Server, configuration string) error {
+	return errors.Join(append(placed("KubeletConfiguration", nil, kubelet.CheckConfiguration(configuration)), judgePassed(cfg, nil))...)
 }
 
 // placed gives each of the mistakes in err the place where the setting was made.

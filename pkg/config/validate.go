@@ -396,7 +396,7 @@ func (v *validation) network() {
 	v.ranges("cluster-cidr", n.ClusterCIDR)
 	v.ranges("service-cidr", n.ServiceCIDR)
 	for i, p := range n.ClusterCIDR {
-		mask := v.nodeMask(p.Addr().Is4())
+		mask := v.cfg.NodeMask(p.Addr().Is4())
 		switch {
 		case p.Bits() > mask:
 			v.bad([]string{"cluster-cidr", "kube-controller-manager-arg"}, "%s is too small: each node takes a /%d of it; give a /%d or larger, or let nodes take less of it, with node-cidr-mask-size of kube-controller-manager", p, mask, max(mask-8, 1))
@@ -453,16 +453,16 @@ func (v *validation) ranges(setting string, list []netip.Prefix) {
 	}
 }
 
-// nodeMask is the length of one node's range of pod addresses.
-func (v *validation) nodeMask(v4 bool) int {
+// NodeMask is the length of one node's range of pod addresses, by its family.
+func (s Server) NodeMask(v4 bool) int {
 	mask, names := 64, []string{"node-cidr-mask-size-ipv6"}
 	if v4 {
 		mask, names = 24, []string{"node-cidr-mask-size-ipv4"}
 	}
-	if len(v.cfg.Network.ClusterCIDR) == 1 {
+	if len(s.Network.ClusterCIDR) == 1 {
 		names = append(names, "node-cidr-mask-size")
 	}
-	for _, arg := range v.cfg.Components.ControllerManagerArgs {
+	for _, arg := range s.Components.ControllerManagerArgs {
 		name, value, err := SplitArg(arg)
 		if n, bad := strconv.Atoi(value); err == nil && bad == nil && slices.Contains(names, name) {
 			mask = n

@@ -63,7 +63,21 @@ func CheckGates(gates map[string]bool) error {
 			errs = append(errs, fmt.Errorf("feature-gates: %s is fixed at %t in this Kubernetes version", name, spec.Default))
 		}
 	}
-	return errors.Join(errs...)
+	if len(errs) > 0 {
+		return errors.Join(errs...)
+	}
+	_, err := Gates(gates) // how they go together
+	return err
+}
+
+// Gates are upstream's with some set otherwise, in a copy. Nobody is told of those that
+// will go away, as Prepare does it.
+func Gates(gates map[string]bool) (featuregate.FeatureGate, error) {
+	all := utilfeature.DefaultMutableFeatureGate.DeepCopy()
+	if err := all.(featuregate.MutableFeatureGateWithLogger).SetFromMapWithLogger(klog.Logger{}, gates); err != nil {
+		return nil, fmt.Errorf("feature-gates: %w", err)
+	}
+	return all, nil
 }
 
 // The registry and the gate set are each used by several components; both must

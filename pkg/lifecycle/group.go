@@ -148,7 +148,11 @@ func (g *Group) drive(life context.Context, u *Unit) error {
 	g.enter(u, Starting, nil)
 	close(u.started)
 	result := make(chan error, 1)
-	go func() { result <- guarded(own, u.component, func() { g.enter(u, Ready, nil); close(u.ready) }) }()
+	go func() {
+		err := ErrExited
+		defer func() { result <- err }() // a part that ends its goroutine has ended too
+		err = guarded(own, u.component, func() { g.enter(u, Ready, nil); close(u.ready) })
+	}()
 
 	var err error
 	select {

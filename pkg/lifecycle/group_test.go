@@ -6,6 +6,7 @@ import (
 	"io"
 	"log/slog"
 	"reflect"
+	"runtime"
 	"slices"
 	"strings"
 	"sync"
@@ -81,8 +82,9 @@ func TestGroupFailure(t *testing.T) {
 		want  error
 		after time.Duration // how long Run lasts
 	}{
-		"error":     {func(context.Context, func()) error { return boom }, boom, time.Second},
-		"early nil": {func(context.Context, func()) error { return nil }, lifecycle.ErrExited, time.Second},
+		"error":              {func(context.Context, func()) error { return boom }, boom, time.Second},
+		"its goroutine ends": {func(context.Context, func()) error { runtime.Goexit(); return nil }, lifecycle.ErrExited, time.Second},
+		"early nil":          {func(context.Context, func()) error { return nil }, lifecycle.ErrExited, time.Second},
 		"stuck": {func(ctx context.Context, ready func()) error {
 			ready()
 			time.Sleep(24 * time.Hour)

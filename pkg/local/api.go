@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"net/url"
 	"os"
+	"regexp"
 	"strings"
 	"time"
 
@@ -112,8 +113,8 @@ func (s Site) await(ctx context.Context, c Cluster, list []Node, what string, wa
 		defer end(nil)
 		go func() {
 			for ctx.Err() == nil {
-				if s.lives(c, n) != nil {
-					end(errors.New("its machine is off"))
+				if dead := s.lives(c, n); dead != nil {
+					end(dead)
 				}
 				time.Sleep(200 * time.Millisecond)
 			}
@@ -121,6 +122,9 @@ func (s Site) await(ctx context.Context, c Cluster, list []Node, what string, wa
 		_, err := nodes.Await(ctx, client, n.Name, wanted)
 		if err == nil {
 			return nil
+		}
+		if dead := s.lives(c, n); dead != nil {
+			return dead
 		}
 		if why := context.Cause(ctx); why != nil {
 			err = why
@@ -147,10 +151,34 @@ func (s Site) lives(c Cluster, n Node) error {
 	}
 	console, _ := os.ReadFile(s.node(c.Name, n.Name, "console"))
 	if strings.Contains(tail(string(console), 1), errNever.Error()) {
-		said := strings.ReplaceAll(s.said(c, n), "kubelet-arg: "+kubeletFile, "the KubeletConfiguration of kubeadmConfigPatches")
-		return Unfit{fmt.Errorf("podo refuses what the file asks for:%s", said)}
+		text, _ := os.ReadFile(s.on(c.Name, n.Name, podoLog))
+		return Unfit{fmt.Errorf("podo refuses what the file asks for:%s", refusedBy(string(text)))}
 	}
 	return fmt.Errorf("its machine is off%s", s.said(c, n))
+}
+
+// refusedBy is what a node's podo said when it ended, in the words of a cluster's file.
+func refusedBy(log string) string {
+	const begins = "\npodo: "
+	_, last, ok := cutLast("\n"+log, begins)
+	if !ok {
+		return tail(log, 5)
+	}
+	place := regexp.MustCompile("^" + regexp.QuoteMeta(paths.New(paths.DefaultData).ConfigFile()) + `:\d+: `)
+	out := ""
+	for line := range strings.Lines(last) {
+		line = strings.ReplaceAll(strings.TrimSpace(line), "kubelet-arg: "+kubeletFile, "the KubeletConfiguration of kubeadmConfigPatches")
+		out += "\n  " + fielded(place.ReplaceAllString(line, ""))
+	}
+	return out
+}
+
+// cutLast is strings.Cut at the last sep.
+func cutLast(s, sep string) (before, after string, found bool) {
+	if i := strings.LastIndex(s, sep); i >= 0 {
+		return s[:i], s[i+len(sep):], true
+	}
+	return s, "", false
 }
 
 // said is the last that podo said on a node.

@@ -24,6 +24,7 @@ import (
 	"strings"
 
 	"github.com/podo-dev/podo/pkg/atomicfile"
+	"github.com/podo-dev/podo/pkg/config"
 )
 
 // DefaultDir is where the clusters of a machine are kept.
@@ -35,6 +36,9 @@ type Site struct {
 	Exe string // the podo that nodes run, if nothing else is said
 	// Step is told what begins, and calls what it returns when that is done or has failed.
 	Step func(words string) (done func(error))
+	// Judge says what Kubernetes would not take of a node's settings and its
+	// KubeletConfiguration. It is asked before anything is made; not at all if nil.
+	Judge func(cfg config.Server, kubelet string) error
 }
 
 // A Cluster is what was decided about one.
@@ -130,9 +134,9 @@ func (s Settings) add(name string, values ...string) {
 	s[name] = append(list, values...)
 }
 
-// checkName says why a name is none for a cluster. Control groups, links, folders and host
+// CheckName says why a name is none for a cluster. Control groups, links, folders and host
 // names are called by it.
-func checkName(name string) error {
+func CheckName(name string) error {
 	if len(name) > 40 || !regexp.MustCompile(`^[a-z0-9]([a-z0-9.-]*[a-z0-9])?$`).MatchString(name) {
 		return fmt.Errorf("%q is not a name for a cluster; use up to 40 of a-z, 0-9, dots and dashes, and begin and end with a letter or digit", name)
 	}
@@ -163,7 +167,7 @@ func (s Site) Names() ([]string, error) {
 	}
 	var out []string
 	for _, e := range entries {
-		if e.IsDir() && checkName(e.Name()) == nil { // not what clusters share, nor a disk's lost+found
+		if e.IsDir() && CheckName(e.Name()) == nil { // not what clusters share, nor a disk's lost+found
 			out = append(out, e.Name())
 		}
 	}

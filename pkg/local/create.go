@@ -37,7 +37,7 @@ var ErrInterrupted = errors.New("interrupted")
 
 // Create makes a cluster and starts it. What was made of one that fails is removed.
 func (s Site) Create(ctx context.Context, name string, f File, o Options) (Cluster, error) {
-	if err := checkName(name); err != nil {
+	if err := CheckName(name); err != nil {
 		return Cluster{}, Unfit{fmt.Errorf("name: %w", err)}
 	}
 	if err := hasFamily(f.Networking.Family, "/proc/sys/net/ipv6/conf/default/disable_ipv6"); err != nil {

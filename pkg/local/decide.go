@@ -25,7 +25,7 @@ const serverTaint = "node-role.kubernetes.io/control-plane=:NoSchedule"
 
 // decide makes a cluster of a file. It looks at this machine and changes nothing.
 func (s Site) decide(name string, f File) (Cluster, error) {
-	c := Cluster{Name: name, Search: f.Networking.DNSSearch, Patches: f.KubeadmPatches, Shared: Settings{}, Common: Settings{}}
+	c := Cluster{Name: name, Search: f.Networking.DNSSearch, Patches: f.KubeadmPatches, Shared: Settings{}, Common: Settings{}, Hosts: usualHosts}
 	families := map[string][]bool{"": {false}, "ipv4": {false}, "ipv6": {true}, "dual": {false, true}}[f.Networking.Family]
 	var errs []error
 	blame := func(place string, err error) {
@@ -35,6 +35,7 @@ func (s Site) decide(name string, f File) (Cluster, error) {
 	}
 	pods, services, err := ranges(f.Networking, families)
 	blame("", unfit(err))
+	fitting := err == nil
 	c.Shared.add("cluster-cidr", texts(pods)...)
 	c.Shared.add("service-cidr", texts(services)...)
 	if slices.Contains(families, true) {
@@ -71,13 +72,18 @@ func (s Site) decide(name string, f File) (Cluster, error) {
 	blame("", s.populate(&c, f))
 	blame("", c.apart())
 	blame("", c.uncovered())
+	if fitting && len(c.servers()) > 0 { // else their settings tell of nothing new
+		blame("", c.cramped())
+		c.Index, c.Ranges, err = s.choose(families, slices.Concat(pods, services))
+		blame("", err)
+		if err == nil {
+			blame("", s.verify(c, c.Nodes))
+		}
+	}
 	if len(errs) > 0 {
-		return c, errors.Join(append(errs, s.promised(c))...)
+		errs = append(errs, s.promised(c))
 	}
-	if c.Index, c.Ranges, err = s.choose(families, slices.Concat(pods, services)); err != nil {
-		return c, err
-	}
-	return c, c.verify()
+	return c, errors.Join(errs...)
 }
 
 // hasProxy says why nodes could not run kube-proxy in a mode.
@@ -174,64 +180,141 @@ func (c Cluster) uncovered() error {
 	var errs []error
 	for i, n := range c.Nodes {
 		for j, m := range n.Mounts {
-			if c.Hosts != "" && (m.To == c.Hosts || strings.HasPrefix(m.To, c.Hosts+"/") || strings.HasPrefix(c.Hosts, m.To+"/")) {
-				errs = append(errs, fmt.Errorf("nodes[%d].extraMounts[%d].containerPath: %s is where the file has registries described to nodes, and cannot be mounted; write hosts.toml files there with podo cluster node exec, or name mirrors in containerdConfigPatches", i, j, m.To))
+			if c.Hosts != "" && (m.To == c.Hosts || strings.HasPrefix(c.Hosts, m.To+"/")) {
+				errs = append(errs, fmt.Errorf("nodes[%d].extraMounts[%d].containerPath: %s is where nodes have all registries described, and cannot be covered; mount single registries below %s, such as %[4]s/HOST", i, j, m.To, c.Hosts))
 			}
 		}
 	}
 	return unfit(errors.Join(errs...))
 }
 
-// verify has podo judge the settings of every node, as it would when it starts there. What
+// verify has podo judge the settings of nodes, as it would when it starts there. What
 // several nodes have is complained about once.
-func (c Cluster) verify() error {
+func (s Site) verify(c Cluster, nodes []Node) error {
 	var errs []error
 	seen := map[string]bool{}
-	for _, n := range c.Nodes {
-		text, err := yaml.Marshal(map[string]any(c.settings(n, c.servers()[0])))
-		if err != nil {
-			return err
-		}
-		settings, err := configfile.Parse(n.Name, text)
-		for i := range settings {
-			settings[i].Origin = ""
-		}
-		cfg := config.Default()
-		if n.Role == ControlPlane {
-			_, e := config.Resolve(&cfg, settings)
-			err = errors.Join(err, e)
-		} else {
-			_, e := config.ResolveAgent(&cfg.Node, settings)
-			err = errors.Join(err, e)
-		}
-		if err == nil {
-			continue
-		}
-		for line := range strings.SplitSeq(err.Error(), "\n") {
+	for _, n := range nodes {
+		for _, line := range s.judge(c, n) {
 			if !seen[line] {
-				errs, seen[line] = append(errs, fmt.Errorf("node %s: %s", n.Name, fielded(line))), true
+				errs, seen[line] = append(errs, fmt.Errorf("node %s: %s", n.Name, line)), true
 			}
 		}
 	}
 	return unfit(errors.Join(errs...))
+}
+
+// judge has podo, and through it Kubernetes, tell the mistakes in the settings of a node.
+func (s Site) judge(c Cluster, n Node) []string {
+	cfg, err := c.config(n)
+	err = errors.Join(err, c.torn(n))
+	if s.Judge != nil && n.Podo == s.Exe { // another podo has flags of its own, and judges them when it starts
+		kubelet, e := n.kubelet()
+		err = errors.Join(err, e, s.Judge(cfg, kubelet))
+	}
+	if err == nil {
+		return nil
+	}
+	var out []string
+	for line := range strings.SplitSeq(err.Error(), "\n") {
+		out = append(out, fielded(line))
+	}
+	return out
+}
+
+// config is what podo reads on a node.
+func (c Cluster) config(n Node) (config.Server, error) {
+	cfg := config.Default()
+	text, err := yaml.Marshal(map[string]any(c.settings(n, c.servers()[0])))
+	if err != nil {
+		return cfg, err
+	}
+	settings, err := configfile.Parse(n.Name, text)
+	for i := range settings {
+		settings[i].Origin = ""
+	}
+	var wrong error
+	if n.Role == ControlPlane {
+		_, wrong = config.Resolve(&cfg, settings)
+	} else {
+		_, wrong = config.ResolveAgent(&cfg.Node, settings)
+		cfg.Components.NoKubeProxy = true // whose flags, those of all nodes, the servers judge
+	}
+	return cfg, errors.Join(err, wrong)
+}
+
+// cramped says that pods' ranges do not go round. A network of somebody else's may not need
+// them.
+func (c Cluster) cramped() error {
+	cfg, err := c.config(c.servers()[0])
+	if err != nil || cfg.Network.FlannelBackend == "none" {
+		return nil // the settings' mistakes are told as such
+	}
+	var errs []error
+	for _, p := range cfg.Network.ClusterCIDR {
+		mask := cfg.NodeMask(p.Addr().Is4())
+		room := mask - p.Bits()
+		if room < 0 || room > 16 || 1<<room >= len(c.Nodes) { // what is no range for any node is told already
+			continue
+		}
+		least := mask
+		for 1<<(mask-least) < len(c.Nodes) {
+			least--
+		}
+		errs = append(errs, fmt.Errorf("networking.podSubnet: %s has room for %s, and there are to be %d: each takes a /%d of it; make the cluster with a /%d or larger, or have nodes take less of it, with node-cidr-mask-size in controllerManager.extraArgs", p, plural(1<<room, "node"), len(c.Nodes), mask, least))
+	}
+	return unfit(errors.Join(errs...))
+}
+
+// torn says which feature gates of a control plane's own are not the cluster's: its kubelet
+// and the cluster's parts are one process.
+func (c Cluster) torn(n Node) error {
+	common, _ := c.Common["feature-gates"].(map[string]string)
+	own, _ := n.Settings["feature-gates"].(map[string]string)
+	var errs []error
+	for _, gate := range slices.Sorted(maps.Keys(own)) {
+		if other, ok := common[gate]; ok && other != own[gate] && n.Role == ControlPlane {
+			errs = append(errs, fmt.Errorf("featureGates: %s is %s for the cluster and %s for the kubelet, which is one process with the control plane here; say the same of both", gate, other, own[gate]))
+		}
+	}
+	return errors.Join(errs...)
 }
 
 // fielded names the field of a file beside the setting of podo's that it was turned into,
 // with which line begins.
 func fielded(line string) string {
 	setting, rest, _ := strings.Cut(line, ": ")
-	field, ok := map[string]string{
+	field, ok := fields()[setting]
+	if strings.HasPrefix(rest, "runtime-config") {
+		field = "runtimeConfig"
+	}
+	if !ok {
+		return line
+	}
+	return fmt.Sprintf("%s (podo's %s): %s", field, setting, inFile().Replace(rest))
+}
+
+// fields are those of a file that became settings of podo's.
+func fields() map[string]string {
+	return map[string]string{
 		"cluster-cidr": "networking.podSubnet", "service-cidr": "networking.serviceSubnet", "feature-gates": "featureGates",
 		"node-label": "labels", "node-taint": "nodeRegistration.taints", "kubelet-arg": "kubeletExtraArgs",
 		"kube-apiserver-arg": "apiServer.extraArgs", "kube-controller-manager-arg": "controllerManager.extraArgs",
 		"kube-scheduler-arg": "scheduler.extraArgs", "etcd-arg": "etcd.local.extraArgs", "kube-proxy-arg": "KubeProxyConfiguration",
 		"tls-san": "apiServer.certSANs", "cluster-domain": "networking.dnsDomain",
 		"bind-address": "apiServer.extraArgs bind-address", "service-node-port-range": "apiServer.extraArgs service-node-port-range",
-	}[setting]
-	if !ok {
-		return line
 	}
-	return fmt.Sprintf("%s (podo's %s): %s", field, setting, rest)
+}
+
+// inFile turns remedies that name flags of podo's into those that a file has.
+func inFile() *strings.Replacer {
+	return strings.NewReplacer(
+		"use --cluster-cidr", "use networking.podSubnet", "use --service-cidr", "use networking.serviceSubnet",
+		"use --cluster-domain", "use networking.dnsDomain of a ClusterConfiguration", "use --cluster-dns", "it follows networking.serviceSubnet",
+		"use --https-listen-port", "the host's port is networking.apiServerPort", "use --advertise-address", "each node has an address of the cluster's own network",
+		"use --node-ip", "each node has an address of the cluster's own network", "use --node-name", "use nodeRegistration.name",
+		"use --tls-san", "use apiServer.certSANs", "--kube-apiserver-arg=tls-sni-cert-key", "tls-sni-cert-key",
+		"use --datastore-endpoint", "each cluster has a datastore of its own", "use podo kill", "leave it out",
+	)
 }
 
 // populate adds the nodes of a file. Every mistake in them is in the error.

@@ -214,6 +214,8 @@ func noSuchField([]string) string { return "there is no such field" }
 func unknown(n *yaml.Node, t reflect.Type, path string, why func(names []string) string) []error {
 	var errs []error
 	switch {
+	case n.Kind == yaml.AliasNode:
+		return unknown(n.Alias, t, path, why)
 	case n.Kind == yaml.SequenceNode && t.Kind() == reflect.Slice:
 		for i, below := range n.Content {
 			errs = append(errs, unknown(below, t.Elem(), fmt.Sprintf("%s[%d]", path, i), why)...)
@@ -227,6 +229,10 @@ func unknown(n *yaml.Node, t reflect.Type, path string, why func(names []string)
 		}
 		for i := 0; i+1 < len(n.Content); i += 2 {
 			key := n.Content[i]
+			if key.Tag == "!!merge" {
+				errs = append(errs, merged(n.Content[i+1], t, path, why)...)
+				continue
+			}
 			at := strings.TrimPrefix(path+"."+key.Value, ".")
 			below, ok := fields[key.Value]
 			if ok {
@@ -243,12 +249,24 @@ func unknown(n *yaml.Node, t reflect.Type, path string, why func(names []string)
 	return errs
 }
 
+// merged is unknown for what a mapping takes over from others.
+func merged(n *yaml.Node, t reflect.Type, path string, why func(names []string) string) []error {
+	if n.Kind != yaml.SequenceNode {
+		return unknown(n, t, path, why)
+	}
+	var errs []error
+	for _, one := range n.Content {
+		errs = append(errs, unknown(one, t, path, why)...)
+	}
+	return errs
+}
+
 // mistakes are those that the file shows by itself, and what podo has no way to do.
 func (f File) mistakes() []error {
 	var errs []error
 	bad := func(format string, args ...any) { errs = append(errs, fmt.Errorf(format, args...)) }
 	if f.Name != "" {
-		if err := checkName(f.Name); err != nil {
+		if err := CheckName(f.Name); err != nil {
 			bad("name: %w", err)
 		}
 	}
@@ -308,7 +326,8 @@ func (f File) mistakes() []error {
 // isNodesOwn reports whether a path is one that podo needs as it is.
 func isNodesOwn(path string) bool {
 	path = filepath.Clean(path)
-	return slices.Contains([]string{"/", "/dev", "/etc", "/etc/podo", "/opt", "/opt/podo", "/opt/podo/bin", "/proc", "/run", "/sys", "/var", "/var/lib", "/var/lib/podo"}, path) || strings.HasPrefix(path, "/proc/")
+	return slices.Contains([]string{"/", "/dev", "/etc", "/etc/podo", "/opt", "/opt/podo", "/opt/podo/bin", "/proc", "/run", "/sys", "/var", "/var/lib", "/var/lib/podo"}, path) ||
+		strings.HasPrefix(path, "/proc/") || !strings.HasPrefix(path, "/etc/") && slices.Contains(ofTheHost(), path)
 }
 
 func (p PortFile) mistakes(at string) []error {

@@ -66,6 +66,14 @@ func TestMistakes(t *testing.T) {
 			in:   head + "nodes:\n- extraMounts:\n  - containerPath: here\n    propagation: Both\n",
 			want: []string{`containerPath: "here" is not an absolute path`, "hostPath: is missing", `propagation: "Both"`},
 		},
+		"what is taken over from another": {
+			in:   head + "nodes:\n- &w {role: worker, rol: x}\n- <<: *w\n- <<: [*w, {labls: {}}]\n- *w\n",
+			want: []string{"line 4: nodes[0].rol: there", "line 4: nodes[1].rol: there", "line 6: nodes[2].labls: there", "line 4: nodes[3].rol: there"},
+		},
+		"mounts over programs": {
+			in:   head + "nodes:\n- extraMounts: [{hostPath: /a, containerPath: /usr}, {hostPath: /a, containerPath: /lib/}]\n",
+			want: []string{"/usr is what makes the node a machine", "/lib/ is what makes"},
+		},
 		"a name": {in: head + "name: A_b\n", want: []string{`name: "A_b" is not a name for a cluster`}},
 	}
 	for name, tt := range tests {
@@ -174,8 +182,16 @@ func TestPatches(t *testing.T) {
 			of:    "c-control-plane", want: map[string]any{"kube-apiserver-arg": []string{"audit-log-maxage=3"}, "tls-san": []string{"me.example"}},
 		},
 		"gates and verbosity are one for all": {
-			patch: "kind: ClusterConfiguration\nscheduler: {extraArgs: {feature-gates: 'A=true,B=false', v: '4'}}\n",
-			of:    "c-control-plane", want: map[string]any{"feature-gates": map[string]string{"A": "true", "B": "false"}, "v": 4, "kube-scheduler-arg": nil},
+			patch: "kind: ClusterConfiguration\napiServer: {extraArgs: {v: '4', vmodule: a=1}}\nscheduler: {extraArgs: {feature-gates: 'A=true,B=false', v: '2', vmodule: b=2}}\n",
+			of:    "c-control-plane", want: map[string]any{"feature-gates": map[string]string{"A": "true", "B": "false"}, "v": 4, "vmodule": "a=1,b=2", "kube-scheduler-arg": nil},
+		},
+		"gates of a kubelet are its node's": {
+			patch: "kind: KubeletConfiguration\napiVersion: kubelet.config.k8s.io/v1beta1\nfeatureGates: {G: true}\n",
+			node:  true, of: "c-control-plane", want: map[string]any{"feature-gates": nil},
+		},
+		"a resolver of a node": {
+			patch: "kind: JoinConfiguration\nnodeRegistration: {kubeletExtraArgs: {resolv-conf: /etc/pods.conf}}\n",
+			of:    "c-worker", want: map[string]any{"resolv-conf": "/etc/pods.conf", "kubelet-arg": []string{"config=" + kubeletFile}},
 		},
 		"a worker": {
 			patch: "kind: JoinConfiguration\nnodeRegistration:\n  name: edge\n  kubeletExtraArgs: {node-labels: 'a=b,c=d', max-pods: '9'}\n  taints: [{key: k, value: v, effect: NoExecute}]\n",
@@ -210,6 +226,8 @@ func TestPatches(t *testing.T) {
 		"a proxy of ipvs":       {patch: "kind: KubeProxyConfiguration\nmode: ipvs\n", err: "kubeadmConfigPatches[0]: mode: ipvs: podo does not have it"},
 		"a flag without a name": {patch: "kind: ClusterConfiguration\nscheduler:\n  extraArgs:\n  - {nme: a, value: b}\n", err: "line 4: a flag without a name"},
 		"a flag with more":      {patch: "kind: ClusterConfiguration\nscheduler: {extraArgs: [{name: a, value: b, valeu: c}]}\n", err: "a flag has name and value, and nothing else"},
+		"gates of two minds":    {patch: "kind: ClusterConfiguration\nscheduler: {extraArgs: {feature-gates: G=true}}\n---\nkind: InitConfiguration\nnodeRegistration: {kubeletExtraArgs: {feature-gates: G=false}}\n", err: "node c-control-plane: featureGates: G is true for the cluster and false for the kubelet"},
+		"a group of another":    {patch: "kind: KubeletConfiguration\napiVersion: kubeadm.k8s.io/v1beta3\n", err: `kubeadmConfigPatches[0]: apiVersion: "kubeadm.k8s.io/v1beta3" is not of kubelet.config.k8s.io`},
 		"the second of two":     {patch: "kind: KubeletConfiguration\n---\nkind: Pod\n", err: `kubeadmConfigPatches[0]: kind: "Pod" is none that podo knows`},
 		"nothing":               {patch: "", err: "kubeadmConfigPatches[0]: is empty"},
 		"of those that join":    {patch: "kind: JoinConfiguration\nnodeRegistration: {kubeletExtraArgs: {v: high}}\n", err: `v: "high" is not a number`},
@@ -276,10 +294,9 @@ func TestRefusals(t *testing.T) {
 		"a taint":                {File{KubeadmPatches: []string{"kind: InitConfiguration\nnodeRegistration: {taints: [{key: a, effect: Foo}]}"}}, `nodeRegistration.taints (podo's node-taint): "a=:Foo"`},
 		"the nodes' own range":   {File{Networking: Networking{PodSubnet: "10.111.0.0/16"}}, "leave nothing of 10.111.0.0/16"},
 		"more of kubeadm's":      {File{KubeadmPatches: []string{"kind: ClusterConfiguration\nimageRepository: x"}}, "imageRepository: podo has no kubeadm, and cannot do what this says; of this object it reads apiServer, controllerManager, scheduler, etcd, networking"},
-		"a mount of registries": {File{
-			ContainerdPatches: []string{"[plugins.\"io.containerd.grpc.v1.cri\".registry]\nconfig_path = \"/etc/containerd/certs.d\"\n"},
-			Nodes:             []NodeFile{{Mounts: []MountFile{{Host: "/tmp", Container: "/etc/containerd/certs.d/a.example"}}}},
-		}, "nodes[0].extraMounts[0].containerPath: /etc/containerd/certs.d/a.example is where the file has registries described"},
+		"a mount of all registries": {File{Nodes: []NodeFile{{Mounts: []MountFile{{Host: "/tmp", Container: "/etc/containerd/certs.d"}}}}},
+			"nodes[0].extraMounts[0].containerPath: /etc/containerd/certs.d is where nodes have all registries described"},
+		"too few ranges for nodes":      {File{Networking: Networking{PodSubnet: "10.10.0.0/23"}, Nodes: make([]NodeFile, 3)}, "networking.podSubnet: 10.10.0.0/23 has room for 2 nodes, and there are to be 3: each takes a /24 of it; make the cluster with a /22 or larger"},
 		"a mount in what is the host's": {File{Nodes: []NodeFile{{Mounts: []MountFile{{Host: "/tmp", Container: "/usr/no-such/x"}}}}}, "there is no /usr/no-such/x on this machine, and nodes have its /usr as it is"},
 		"too many nodes":                {File{Nodes: make([]NodeFile, 245)}, "room for 244 nodes"},
 		"containerd's settings":         {File{ContainerdPatches: []string{"[plugins.x]\na = 1\n"}}, "containerdConfigPatches[0]: plugins.x.a: podo reads what concerns registries alone"},
@@ -300,11 +317,17 @@ func TestRefusedAtOnce(t *testing.T) {
 		ContainerdPatches: []string{"x ["},
 		Nodes:             []NodeFile{{Image: "/nowhere/podo"}},
 	})
-	for _, want := range []string{"networking.podSubnet", "containerdConfigPatches[0]", "nodes[0].image"} {
-		if err == nil || !strings.Contains(err.Error(), want) {
-			t.Errorf("nothing of %q in: %v", want, err)
+	told := func(words ...string) {
+		t.Helper()
+		for _, want := range words {
+			if err == nil || !strings.Contains(err.Error(), want) {
+				t.Errorf("nothing of %q in: %v", want, err)
+			}
 		}
 	}
+	told("networking.podSubnet", "containerdConfigPatches[0]", "nodes[0].image")
+	_, err = settled(t, File{Nodes: []NodeFile{{Image: "/nowhere/podo", Labels: map[string]string{"bad label": "x"}}}})
+	told("nodes[0].image", "labels (podo's node-label)")
 }
 
 // TestApart: a port of all addresses is also that of each of its family, and not of the other.

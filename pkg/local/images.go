@@ -13,8 +13,18 @@ import (
 	"github.com/podo-dev/podo/pkg/paths"
 )
 
-// LoadArchives brings the images of archives into nodes of a cluster, or into all.
-func (s Site) LoadArchives(ctx context.Context, c Cluster, only, files []string) error {
+// LoadArchives brings the images of archives into nodes of a cluster, or into all, those
+// included that are being added.
+func (s Site) LoadArchives(ctx context.Context, name string, only, files []string) error {
+	release, err := s.holdOf(ctx, name)
+	if err != nil {
+		return err
+	}
+	defer release()
+	c, err := s.Load(name)
+	if err != nil {
+		return err
+	}
 	list := c.Nodes
 	if len(only) > 0 {
 		list = nil
@@ -28,7 +38,7 @@ func (s Site) LoadArchives(ctx context.Context, c Cluster, only, files []string)
 	}
 	for _, file := range files {
 		if _, err := os.Stat(file); errors.Is(err, fs.ErrNotExist) {
-			return fmt.Errorf("there is no archive %s; write one with: docker save --output FILE IMAGE", file)
+			return Unfit{fmt.Errorf("there is no archive %s; write one with: docker save --output FILE IMAGE", file)}
 		} else if err != nil {
 			return err
 		}

@@ -118,11 +118,24 @@ func (c Cluster) settings(n, gate Node) Settings {
 		maps.Copy(all, c.Shared)
 	}
 	maps.Copy(all, n.Settings)
+	if gates := c.gates(n); len(gates) > 0 {
+		all["feature-gates"] = gates
+	}
 	if n.Name != c.servers()[0].Name {
 		all["server"], all["token-file"] = "https://"+c.endpoint(gate), tokenFile
 	}
 	own, _ := all["kubelet-arg"].([]string)
 	all["kubelet-arg"] = append([]string{"config=" + kubeletFile}, own...)
+	return all
+}
+
+// gates are those of a node: the cluster's, and over them its own.
+func (c Cluster) gates(n Node) map[string]string {
+	all := map[string]string{}
+	for _, s := range []Settings{c.Common, n.Settings} {
+		gates, _ := s["feature-gates"].(map[string]string)
+		maps.Copy(all, gates)
+	}
 	return all
 }
 
@@ -284,8 +297,13 @@ func (s Site) spec(c Cluster, n Node, groups machine.Groups) (machine.Spec, erro
 		"/dev/ptmx": "pts/ptmx", "/dev/fd": "/proc/self/fd", "/dev/stdin": "/proc/self/fd/0",
 		"/dev/stdout": "/proc/self/fd/1", "/dev/stderr": "/proc/self/fd/2",
 	})
-	for _, m := range n.Mounts {
-		mount := machine.Mount{From: m.From, To: m.To, Flags: unix.MS_BIND, Follow: m.Follow}
+	mounts := slices.Clone(n.Mounts)
+	slices.SortStableFunc(mounts, func(a, b Mount) int { // one below another is seen in it
+		return strings.Count(a.To, "/") - strings.Count(b.To, "/")
+	})
+	for _, m := range mounts {
+		delete(spec.Links, m.To)
+		mount := machine.Mount{From: m.From, To: behind(spec.Links, c.hostsAt(m.To)), Flags: unix.MS_BIND, Follow: m.Follow}
 		if m.ReadOnly {
 			mount.Flags |= unix.MS_RDONLY
 		}
@@ -300,6 +318,19 @@ func (s Site) spec(c Cluster, n Node, groups machine.Groups) (machine.Spec, erro
 		spec.Mounts = append(spec.Mounts, mount)
 	}
 	return spec, nil
+}
+
+// behind is where a path leads by links of a node, which are made when all is mounted.
+func behind(links map[string]string, path string) string {
+	for from, to := range links {
+		if below, ok := strings.CutPrefix(path, from+"/"); ok {
+			if !filepath.IsAbs(to) {
+				to = filepath.Join(filepath.Dir(from), to)
+			}
+			return behind(links, filepath.Join(to, below))
+		}
+	}
+	return path
 }
 
 // ofTheHost is what nodes have of this machine, read-only: its programs, and what these

@@ -4,6 +4,7 @@ import (
 	"os"
 	"path/filepath"
 	"reflect"
+	"strings"
 	"testing"
 )
 
@@ -44,5 +45,22 @@ func TestSearch(t *testing.T) {
 		if got, err := resolver(kept.Search, filepath.Join(s.Dir, "none"), stub, real); err != nil || got != want {
 			t.Errorf("%s: %q, %v; want %q", said, got, err, want)
 		}
+	}
+}
+
+// TestBehind: what is mounted at a path lands where the node's links lead from there.
+func TestBehind(t *testing.T) {
+	links := map[string]string{"/lib": "usr/lib", "/bin": "usr/bin", "/etc/alternatives/x": "/usr/share/x", "/usr/lib/far": "../../opt"}
+	for path, want := range map[string]string{
+		"/lib/modules": "/usr/lib/modules", "/library": "/library", "/usr/lib/a": "/usr/lib/a",
+		"/etc/alternatives/x/y": "/usr/share/x/y", "/lib/far/z": "/opt/z", "/lib": "/lib",
+	} {
+		if got := behind(links, path); got != want {
+			t.Errorf("%s is at %s, want %s", path, got, want)
+		}
+	}
+	c := Cluster{Hosts: usualHosts}
+	if got := c.hostsAt(usualHosts + "/a.example"); !strings.HasSuffix(got, "/a.example") || strings.HasPrefix(got, usualHosts) {
+		t.Errorf("a registry is described at %s, where containerd does not look", got)
 	}
 }

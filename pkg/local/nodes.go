@@ -46,6 +46,9 @@ func (s Site) AddNode(ctx context.Context, name string, f NodeFile, wait time.Du
 	if f.Role == ControlPlane && slices.ContainsFunc(c.Nodes, func(o Node) bool { return o.Role == Worker }) {
 		n.Settings.add("node-taint", serverTaint)
 	}
+	if _, err := s.binary(f.Image); err != nil {
+		return c, n, Unfit{fmt.Errorf("--image: %w", err)}
+	}
 	if err := s.equip(&n, f, c.Addr(n).Is6(), "node"); err != nil {
 		return c, n, err
 	}
@@ -56,6 +59,9 @@ func (s Site) AddNode(ctx context.Context, name string, f NodeFile, wait time.Du
 		return c, n, Unfit{fmt.Errorf("the file that cluster %s was made of calls this node %s, as another is called or was; nodes can only be added where that does not name them", c.Name, n.Name)}
 	}
 	c.Nodes = append(c.Nodes, n)
+	if err := errors.Join(s.verify(c, []Node{n}), c.cramped()); err != nil {
+		return c, n, err
+	}
 	done := s.Step("Adding " + n.Name)
 	err = s.add(ctx, c, n)
 	if err == nil {

@@ -179,10 +179,19 @@ func (p patches) document(doc yaml.Node) error {
 		return fmt.Errorf("line %d: is none of kubeadm's objects, which begin with kind: and apiVersion:", doc.Content[0].Line)
 	}
 	var head struct {
-		Kind string `yaml:"kind"`
+		Kind       string `yaml:"kind"`
+		APIVersion string `yaml:"apiVersion"`
 	}
 	if err := doc.Decode(&head); err != nil {
 		return err
+	}
+	const kubeadm = "kubeadm.k8s.io"
+	group, known := map[string]string{
+		"ClusterConfiguration": kubeadm, "InitConfiguration": kubeadm, "JoinConfiguration": kubeadm,
+		"KubeletConfiguration": "kubelet.config.k8s.io", "KubeProxyConfiguration": "kubeproxy.config.k8s.io",
+	}[head.Kind]
+	if known && head.APIVersion != "" && !strings.HasPrefix(head.APIVersion, group+"/") {
+		return fmt.Errorf("apiVersion: %q is not of %s, which a %s is of; correct it, or leave it out", head.APIVersion, group, head.Kind)
 	}
 	switch head.Kind {
 	case "ClusterConfiguration":
@@ -270,17 +279,34 @@ func (p patches) flag(s Settings, setting, name, value string) error {
 	case "feature-gates":
 		for gate := range strings.SplitSeq(value, ",") {
 			name, on, _ := strings.Cut(gate, "=")
-			p.cluster.Common.gate(strings.TrimSpace(name), strings.TrimSpace(on))
+			of := p.cluster.Common
+			if setting == "kubelet-arg" {
+				of = p.node.Settings
+			}
+			of.gate(strings.TrimSpace(name), strings.TrimSpace(on))
 		}
 	case "v":
 		n, err := strconv.Atoi(value)
 		if err != nil {
 			return fmt.Errorf("extraArgs: v: %q is not a number", value)
 		}
-		s["v"] = n
+		if most, ok := s["v"].(int); !ok || n > most { // one process speaks for them all
+			s["v"] = n
+		}
 	case "bind-address", "service-node-port-range":
 		if setting == "kube-apiserver-arg" {
 			s[name] = value // a setting of podo's by the same name
+			return nil
+		}
+		s.add(setting, name+"="+value)
+	case "vmodule":
+		if others, _ := s[name].(string); others != "" {
+			value = others + "," + value
+		}
+		s[name] = value
+	case "resolv-conf", "protect-kernel-defaults", "image-credential-provider-bin-dir", "image-credential-provider-config":
+		if setting == "kubelet-arg" {
+			s[name] = value
 			return nil
 		}
 		s.add(setting, name+"="+value)
@@ -330,12 +356,12 @@ func (p patches) kubelet(doc *yaml.Node) error {
 	if err := doc.Decode(&more); err != nil {
 		return err
 	}
-	if gates, ok := more["featureGates"].(map[string]any); ok {
+	if gates, ok := more["featureGates"].(map[string]any); ok { // what is none is told with the rest
 		for name, on := range gates {
-			p.cluster.Common.gate(name, fmt.Sprint(on))
+			p.node.Settings.gate(name, fmt.Sprint(on))
 		}
+		delete(more, "featureGates")
 	}
-	delete(more, "featureGates")
 	delete(more, "metadata")
 	overlay(own, more)
 	own["apiVersion"] = "kubelet.config.k8s.io/v1beta1"

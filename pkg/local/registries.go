@@ -30,6 +30,10 @@ func (r Registry) folder() string {
 	return r.Host
 }
 
+// usualHosts is where nodes look for descriptions of registries if no patch says another
+// place, as those of kind do.
+const usualHosts = "/etc/containerd/certs.d"
+
 // trust reads what containerd patches say of registries: their mirrors, and the folder in
 // which nodes look for more. Nothing else in them has a meaning here: podo's containerd is
 // configured by podo alone.
@@ -113,6 +117,15 @@ func (s Site) trustRegistries(c Cluster, n Node) error {
 		}
 	}
 	return nil
+}
+
+// hostsAt is where a mount is to be made that describes a registry: the folder of those
+// leads elsewhere.
+func (c Cluster) hostsAt(path string) string {
+	if below, ok := strings.CutPrefix(path, c.Hosts+"/"); ok && c.Hosts != "" {
+		return filepath.Join(paths.New(paths.DefaultData).RegistryHosts(), below)
+	}
+	return path
 }
 
 // link has a path of a node lead to another.

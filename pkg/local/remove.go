@@ -23,7 +23,7 @@ var ErrNoCluster = errors.New("there is no such cluster")
 
 // Delete removes a cluster, of whatever is left of it.
 func (s Site) Delete(ctx context.Context, name string) error {
-	if err := checkName(name); err != nil {
+	if err := CheckName(name); err != nil {
 		return Unfit{err}
 	}
 	release, err := hold(ctx, s.dir(name))

@@ -120,13 +120,14 @@ type Status struct {
 	Role    Role     `json:"role"`
 	IPs     []string `json:"ips"`
 	Running bool     `json:"running"`
+	Ports   []Port   `json:"ports,omitempty"` // that the host listens on for it
 }
 
 // Nodes tells of a cluster's nodes.
 func (s Site) Nodes(c Cluster) []Status {
 	var out []Status
 	for _, n := range c.Nodes {
-		out = append(out, Status{c.Name, n.Name, n.Role, texts(c.addrs(n)), s.seat(c.Name, n.Name).pid() != 0})
+		out = append(out, Status{c.Name, n.Name, n.Role, texts(c.addrs(n)), s.seat(c.Name, n.Name).pid() != 0, n.Ports})
 	}
 	return out
 }

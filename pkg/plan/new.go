@@ -231,10 +231,13 @@ func (d *decision) gates() {
 		}
 		d.gateSet[name] = on
 	}
-	// The first two renew leases every ten seconds so that several servers find each
-	// other. The third asks every resource for its keys as of this moment, and waits
-	// three seconds for each that had no news; a stop then waits for it.
-	off := []string{"APIServerIdentity", "UnknownVersionInteroperabilityProxy", "SizeBasedListCostEstimate"}
+	// The first, and APIServerIdentity, renew leases every ten seconds so that several
+	// servers find each other. The second asks every resource for its keys as of this
+	// moment, and waits three seconds for each that had no news; a stop then waits for it.
+	off := []string{"UnknownVersionInteroperabilityProxy", "SizeBasedListCostEstimate"}
+	if !d.gated("StorageVersionAPI") && !d.gateSet["UnknownVersionInteroperabilityProxy"] { // which stand on it
+		off = append(off, "APIServerIdentity")
+	}
 	if d.alone || d.external != nil && d.external.Kind != "etcd" {
 		// So does, and then fails, a watch that names no revision, where kine is between.
 		// Without this it begins with what is cached.
@@ -245,6 +248,14 @@ func (d *decision) gates() {
 			d.gateSet[name] = false
 		}
 	}
+}
+
+// gated reports whether a user turns an alpha feature on, by its name or with all others.
+func (d *decision) gated(alpha string) bool {
+	if on, said := d.gateSet[alpha]; said {
+		return on
+	}
+	return d.gateSet["AllAlpha"]
 }
 
 func (d *decision) server() *Server {

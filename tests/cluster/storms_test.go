@@ -42,7 +42,7 @@ func TestBadServersCauseNoStorm_alone(t *testing.T) {
 		time.Sleep(5 * time.Second) // what was under way may fail once
 		s.steady(w, 15*time.Second, func() {})
 		s.net.Heal()
-		s.members(bad.Host, 3)
+		s.whole(bad)
 		elections(2)
 	})
 	t.Run("flapping", func(t *testing.T) {
@@ -58,7 +58,7 @@ func TestBadServersCauseNoStorm_alone(t *testing.T) {
 			}
 		})
 		s.net.Heal()
-		s.members(bad.Host, 3)
+		s.whole(bad)
 		elections(2)
 	})
 	s.ready(servers[0].Host, servers[0].Host, servers[1].Host, servers[2].Host, agent)
@@ -89,7 +89,7 @@ func (s *scene) frozen(servers []*station, agent *hosts.Host, w *writer) {
 	s.apply(other.Host, strings.ReplaceAll(late, "$NODE", bad.Name()))
 	s.running(other.Host, "app=late")
 	s.Logf("a pod that is new runs on the server that stood still %s after it goes on", time.Since(began).Round(100*time.Millisecond))
-	s.members(bad.Host, 3)
+	s.whole(bad)
 	if err := talk(); err != nil {
 		s.Errorf("a connection to a pod on the server that stood still: %v", err)
 	}

@@ -58,7 +58,7 @@ spec:
     image: $BUSYBOX
     command: [sh, -c, "sleep 4; touch /tmp/started; sleep 100000"]
     startupProbe: {exec: {command: [test, -f, /tmp/started]}, periodSeconds: 1, failureThreshold: 60}
-    livenessProbe: {exec: {command: [test, -f, /tmp/started]}, periodSeconds: 1, failureThreshold: 1}
+    livenessProbe: {exec: {command: [test, -f, /tmp/started]}, periodSeconds: 1, timeoutSeconds: 5, failureThreshold: 1}
 ---
 apiVersion: v1
 kind: Pod

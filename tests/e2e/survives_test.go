@@ -173,7 +173,9 @@ func (w *witness) noticedNothing() {
 func survivesStop(t *testing.T) {
 	clusterRuns(t)
 	w := witnesses(t)
-	if took := theCluster.stop(t); took > 5*time.Second {
+	took := theCluster.stop(t)
+	t.Logf("the stop took %s", took.Round(10*time.Millisecond))
+	if took > 8*time.Second { // a part that does not stop is given up after ten
 		t.Errorf("the stop took %s", took)
 	}
 	always(t, 3*time.Second, "the pods work while podo is away", w.works)

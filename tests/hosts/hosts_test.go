@@ -278,7 +278,7 @@ func TestHost(t *testing.T) {
 
 	first, id := said("cat /proc/sys/kernel/random/boot_id"), said("cat /etc/machine-id")
 	said("echo kept > /etc/kept; echo kept > /var/lib/kept; echo lost > /run/lost; echo lost > /tmp/lost")
-	p := h.Start("sh", "-c", "echo begun; trap 'echo told; exit 3' TERM; while :; do sleep 0.05; done")
+	p := h.Start("sh", "-c", "trap 'echo told; exit 3' TERM; echo begun; while :; do sleep 0.05; done")
 	for deadline := time.Now().Add(5 * time.Second); p.Log() == "" && time.Now().Before(deadline); time.Sleep(10 * time.Millisecond) {
 	}
 	if cmdline, _ := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", p.PID())); !strings.Contains(string(cmdline), "begun") {

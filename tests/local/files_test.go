@@ -1,8 +1,12 @@
 package local
 
 import (
+	"crypto/tls"
 	"encoding/json"
 	"fmt"
+	"io"
+	"net"
+	"net/http"
 	"net/netip"
 	"path/filepath"
 	"slices"
@@ -65,6 +69,9 @@ spec: {type: NodePort, selector: {app: web}, ports: [{port: 80, targetPort: 8080
 	if out := c.exec("one-worker", "sh", "-c", "ls /proc | grep -c '^[0-9]'; cat /proc/1/cmdline; ls /var/lib/podo-clusters 2>&1; true"); strings.Contains(out, "one-control-plane") || !strings.Contains(out, "podo-init") {
 		t.Errorf("on the worker:\n%s", out)
 	}
+	if mounts := c.exec("one-worker", "cat", "/proc/mounts"); strings.Contains(mounts, "control-plane") || strings.Contains(mounts, "podo-clusters") {
+		t.Errorf("mounts of the worker:\n%s", mounts)
+	}
 	if links := c.exec("one-worker", "ls", "/sys/class/net"); strings.Contains(links, "podo-c") || !strings.Contains(links, "eth0") {
 		t.Errorf("links of the worker: %s", links)
 	}
@@ -83,6 +90,29 @@ spec: {type: NodePort, selector: {app: web}, ports: [{port: 80, targetPort: 8080
 	if out := s.run("cluster", "get", "clusters"); out != "" {
 		t.Errorf("clusters after the delete: %q", out)
 	}
+}
+
+// secure asks an address whose certificate nobody knows, as scrapers of control planes do.
+func secure(t *testing.T, address, token string) (code int, body string) {
+	t.Helper()
+	req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, "https://"+address, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if token != "" {
+		req.Header.Set("Authorization", "Bearer "+token)
+	}
+	client := http.Client{Transport: &http.Transport{TLSClientConfig: &tls.Config{InsecureSkipVerify: true}, DisableKeepAlives: true}, Timeout: 10 * time.Second}
+	resp, err := client.Do(req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	text, err := io.ReadAll(resp.Body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return resp.StatusCode, string(text)
 }
 
 // TestZones: the second file, with all that its people rely on.
@@ -112,6 +142,27 @@ func TestZones(t *testing.T) {
 	if out := c.kubectl("get", "servicecidr", "-o", "jsonpath={.items[*].spec.cidrs[*]}"); out != "10.200.1.0/24" {
 		t.Errorf("servicecidr %q, want 10.200.1.0/24", out)
 	}
+	// What was bound by patches answers at the node's address, and who may read metrics
+	// reads them there.
+	at := c.members()[0].IPs[0]
+	c.kubectl("create", "serviceaccount", "scraper")
+	c.kubectl("create", "clusterrole", "scraper", "--verb=get", "--non-resource-url=/metrics")
+	c.kubectl("create", "clusterrolebinding", "scraper", "--clusterrole=scraper", "--serviceaccount=default:scraper")
+	token := c.kubectl("create", "token", "scraper")
+	for port, metric := range map[string]string{"10257": "workqueue_adds_total", "10259": "scheduler_pending_pods"} {
+		if code, said := secure(t, at+":"+port+"/healthz", ""); code != 200 || said != "ok" {
+			t.Errorf("port %s of the control plane says %d: %.200s", port, code, said)
+		}
+		if code, said := secure(t, at+":"+port+"/metrics", ""); code != 403 {
+			t.Errorf("port %s shows its metrics to anybody, %d: %.200s", port, code, said)
+		}
+		if code, said := secure(t, at+":"+port+"/metrics", token); code != 200 || !strings.Contains(said, metric) {
+			t.Errorf("port %s tells nothing of %s to who may read it, %d: %.200s", port, metric, code, said)
+		}
+	}
+	for _, page := range []string{":10249/healthz", ":2381/metrics"} {
+		c.page(at + page)
+	}
 	c.load()
 	c.apply(`apiVersion: apps/v1
 kind: Deployment
@@ -135,7 +186,7 @@ spec: {minAvailable: 2, selector: {matchLabels: {app: web}}}
 apiVersion: v1
 kind: Service
 metadata: {name: web}
-spec: {type: NodePort, selector: {app: web}, ports: [{name: web, port: 80, targetPort: 8080, nodePort: 30000}]}
+spec: {type: NodePort, selector: {app: web}, ports: [{name: web, port: 80, targetPort: 8080, nodePort: 30000}, {name: udp, protocol: UDP, port: 81, targetPort: 8081, nodePort: 30004}]}
 `)
 	c.available("web")
 	c.page("127.0.0.1:30000/hostname")
@@ -150,6 +201,24 @@ spec: {type: NodePort, selector: {app: web}, ports: [{name: web, port: 80, targe
 	if fmt.Sprint(zones) != "map[zone-a:1 zone-b:1 zone-c:1]" {
 		t.Errorf("pods by zone: %v", zones)
 	}
+
+	s.within(20*time.Second, "the UDP port of the host", func() error {
+		conn, err := net.Dial("udp", "127.0.0.1:30004")
+		if err != nil {
+			return err
+		}
+		defer conn.Close()
+		answer := make([]byte, 100)
+		_ = conn.SetDeadline(time.Now().Add(time.Second))
+		if _, err := conn.Write([]byte("hostname")); err != nil {
+			return err
+		}
+		n, err := conn.Read(answer)
+		if err == nil && !strings.HasPrefix(string(answer[:n]), "web-") {
+			err = fmt.Errorf("it says %q", answer[:n])
+		}
+		return err
+	})
 
 	// A drain moves pods, and the budget holds at every moment.
 	least := make(chan int)

@@ -416,6 +416,44 @@ spec: {type: NodePort, ipFamilyPolicy: RequireDualStack, selector: {app: web}, p
 	}
 }
 
+// TestSixAlone: a cluster that knows nothing of IPv4.
+func TestSixAlone(t *testing.T) {
+	s := begin(t)
+	c := s.create("six", head+"networking: {ipFamily: ipv6}\nnodes: [{role: control-plane}, {role: worker}]\n")
+	c.load()
+	c.apply(web + `---
+apiVersion: v1
+kind: Service
+metadata: {name: web}
+spec: {type: NodePort, selector: {app: web}, ports: [{port: 80, targetPort: 8080, nodePort: 30080}]}
+`)
+	c.available("web")
+	for _, m := range c.members() {
+		if len(m.IPs) != 1 || !strings.Contains(m.IPs[0], ":") {
+			t.Fatalf("%s has %v", m.Name, m.IPs)
+		}
+		c.page("[" + m.IPs[0] + "]:30080/hostname")
+	}
+	if tables := c.exec("six-worker", nft, "list", "tables"); !strings.Contains(tables, "kube-proxy") {
+		t.Errorf("tables of a node: %s", tables)
+	}
+}
+
+// nft is podo's own, as nodes have it.
+const nft = "/var/lib/podo/bin/current/nft"
+
+// TestNoProxy: with kubeProxyMode none pods run, and nobody routes services.
+func TestNoProxy(t *testing.T) {
+	s := begin(t)
+	c := s.create("none", head+"networking: {kubeProxyMode: none}\n")
+	c.load()
+	c.apply(web)
+	c.available("web")
+	if tables := c.exec("none-control-plane", nft, "list", "tables"); strings.Contains(tables, "kube-proxy") || strings.Contains(tables, "local-podo") {
+		t.Errorf("tables of a node: %s", tables)
+	}
+}
+
 // TestPartition: two workers do not hear each other, and the cluster stays one. Afterwards
 // their pods do.
 func TestPartition(t *testing.T) {
@@ -513,15 +551,31 @@ func TestNodeRunsTheBinaryItNames(t *testing.T) {
 }
 
 // TestRegistry: an image that is pushed to localhost runs on a node, also after a stop.
-// So does one whose registry was described to a node as scripts for kind do it.
+// So does one whose registry was described to a node as scripts for kind do it, or by a
+// mount. Other mounts are where they are meant to be, in whatever order they are written.
 func TestRegistry(t *testing.T) {
 	s := begin(t)
-	c := s.create("reg", head+`nodes: [{role: control-plane}, {role: worker}]
-containerdConfigPatches:
-- |
-  [plugins."io.containerd.grpc.v1.cri".registry]
-    config_path = "/etc/containerd/certs.d"
-`, "--registry", "--registry-port", "5055")
+	dir := t.TempDir()
+	for name, text := range map[string]string{"data/whose": "data's", "sub/whose": "sub's", "clock": "here"} {
+		if err := errors.Join(os.MkdirAll(filepath.Dir(filepath.Join(dir, name)), 0o755), os.WriteFile(filepath.Join(dir, name), []byte(text), 0o644)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	c := s.create("reg", head+strings.ReplaceAll(`nodes:
+- role: control-plane
+- role: worker
+  extraMounts:
+  - {hostPath: DIR/hosts, containerPath: /etc/containerd/certs.d/mounted.example.test}
+  - {hostPath: DIR/sub, containerPath: /data/sub}
+  - {hostPath: DIR/data, containerPath: /data}
+  - {hostPath: DIR/clock, containerPath: /etc/localtime, readOnly: true}
+  - {hostPath: DIR/clock, containerPath: /lib/os-release, readOnly: true}
+`, "DIR", dir), "--registry", "--registry-port", "5055")
+	for path, want := range map[string]string{"/data/whose": "data's", "/data/sub/whose": "sub's", "/etc/localtime": "here", "/usr/lib/os-release": "here"} {
+		if got := c.exec("reg-worker", "cat", path); got != want {
+			t.Errorf("%s holds %q, want %q", path, got, want)
+		}
+	}
 	s.run("images", "push", "--from", filepath.Join(s.dist, "images", "busybox.tar"), "localhost:5055/tests/busybox:1")
 	run := func(pod, node, image string) {
 		c.apply(fmt.Sprintf(`apiVersion: v1
@@ -539,6 +593,10 @@ spec:
 	host := ip[:strings.LastIndexByte(ip, '.')] + ".1" // the bridge's
 	c.exec("reg-worker", "sh", "-c", fmt.Sprintf(`mkdir -p "$0" && printf '[host."http://%s:5055"]' > "$0/hosts.toml"`, host), "/etc/containerd/certs.d/images.example.test")
 	run("elsewhere", "reg-worker", "images.example.test/tests/busybox:1")
+	if err := os.WriteFile(filepath.Join(dir, "hosts/hosts.toml"), fmt.Appendf(nil, "[host.\"http://%s:5055\"]\n", host), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	run("mounted", "reg-worker", "mounted.example.test/tests/busybox:1")
 	// The same content, loaded: it has to run though there is no registry of that name.
 	s.run("cluster", "load", "archive", filepath.Join(s.dist, "images", "busybox.tar"), "--name", "reg")
 	run("loaded", "reg-worker", "podo.local/busybox:1.35")

@@ -168,6 +168,18 @@ func TestUp(t *testing.T) {
 		t.Errorf("after podo kill, process %d came", pid)
 	}
 	c.says(c.run("make", "up"), "The cluster is Ready")
+
+	// Down does nothing while podo is what other clusters would be removed with.
+	kubeconfig := filepath.Join(t.TempDir(), "kubeconfig")
+	c.run("dist/podo", "cluster", "create", "--name", "beside", "--kubeconfig", kubeconfig)
+	t.Cleanup(func() { c.run("dist/podo", "cluster", "delete", "--name", "beside", "--kubeconfig", kubeconfig) })
+	if out, err := c.try("make", "down"); err == nil || !strings.Contains(out, "beside; first: sudo dist/podo cluster delete --all") {
+		t.Errorf("down beside a cluster: %v\n%s", err, out)
+	}
+	if _, err := c.pid(); err != nil {
+		t.Errorf("down has stopped podo, and not removed it: %v", err)
+	}
+	c.run("dist/podo", "cluster", "delete", "--name", "beside", "--kubeconfig", kubeconfig)
 	c.says(c.run("make", "down"), "nothing is left of podo")
 	if text, err := os.ReadFile(filepath.Join(me.HomeDir, ".kube", "config")); err == nil && strings.Contains(string(text), "name: podo\n") {
 		t.Errorf("the user's kubeconfig still has the cluster:\n%s", text)

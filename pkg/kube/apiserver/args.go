@@ -63,9 +63,9 @@ func Args(p plan.APIServer) (args.Set, error) {
 	if p.EgressConfig != "" {
 		ours["egress-selector-config-file"] = []string{p.EgressConfig}
 	}
-	if hasAny(p.Args, "anonymous-auth", "authentication-config") || hasPrefix(p.Args, "oidc-") {
+	if args.Given(p.Args, "anonymous-auth", "authentication-config") || hasPrefix(p.Args, "oidc-") {
 		delete(ours, "authentication-config") // upstream refuses it beside the older flags
-		if !hasAny(p.Args, "authentication-config") {
+		if !args.Given(p.Args, "authentication-config") {
 			ours["anonymous-auth"] = []string{"false"} // a file of the user's says it itself
 		}
 	}
@@ -85,10 +85,6 @@ func Args(p plan.APIServer) (args.Set, error) {
 		"tls-private-key-file":             "use --tls-san for further names, or --kube-apiserver-arg=tls-sni-cert-key=… for a certificate of your own",
 		"service-account-signing-key-file": "the cluster's keys are made by podo",
 	}))
-}
-
-func hasAny(list []string, names ...string) bool {
-	return slices.ContainsFunc(list, func(text string) bool { return slices.Contains(names, args.Name(text)) })
 }
 
 func hasPrefix(list []string, prefix string) bool {

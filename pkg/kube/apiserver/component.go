@@ -33,6 +33,7 @@ import (
 	"github.com/podo-dev/podo/pkg/atomicfile"
 	"github.com/podo-dev/podo/pkg/gate"
 	"github.com/podo-dev/podo/pkg/kube"
+	"github.com/podo-dev/podo/pkg/kube/args"
 	"github.com/podo-dev/podo/pkg/paths"
 	"github.com/podo-dev/podo/pkg/plan"
 )
@@ -108,7 +109,7 @@ func (s *Server) Run(ctx context.Context, ready func()) error {
 	}
 	if errs := completed.Validate(); len(errs) > 0 {
 		err := errors.Join(errs...)
-		if hasAny(s.plan.Args, "authorization-config") { // which names files, and those may come
+		if args.Given(s.plan.Args, "authorization-config") { // which names files, and those may come
 			return err
 		}
 		return kube.Refuse("kube-apiserver-arg", s.plan.Args, err)
@@ -203,7 +204,7 @@ const goodbye = time.Second
 
 // announce opens the gate once the API is ready.
 func (s *Server) announce(ctx context.Context, loopback *rest.Config, ready func()) error {
-	if err := waitReady(ctx, loopback); err != nil {
+	if err := waitReady(ctx, loopback, s.log); err != nil {
 		return nil // only a cancelled context ends the wait
 	}
 	if s.hooks.Settle != nil {

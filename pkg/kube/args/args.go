@@ -61,6 +61,25 @@ func Name(text string) string {
 	return strings.ReplaceAll(name, "_", "-")
 }
 
+// Given reports whether a user wrote any of the flags.
+func Given(theirs []string, names ...string) bool {
+	return slices.ContainsFunc(theirs, func(text string) bool { return slices.Contains(names, Name(text)) })
+}
+
+// Listening are the flags about a component's own port, which it has if the user asks for
+// its address or number. Without, nothing listens: metrics are on the API server's port,
+// where all parts of the process have theirs.
+func Listening(theirs []string, kubeconfig, clientCA string) Set {
+	if !Given(theirs, "bind-address", "secure-port") {
+		return Set{"secure-port": {"0"}}
+	}
+	return Set{
+		"authentication-kubeconfig": {kubeconfig}, "authorization-kubeconfig": {kubeconfig},
+		// What upstream would look up in the cluster, before that answers.
+		"client-ca-file": {clientCA}, "authentication-skip-lookup": {"true"},
+	}
+}
+
 // Deny adds to a component's own list of flags that a user may not set those that
 // speak for every component of the process.
 func Deny(own map[string]string) map[string]string {

@@ -1,6 +1,8 @@
 package controllermanager
 
 import (
+	"maps"
+
 	"github.com/podo-dev/podo/pkg/kube/args"
 	"github.com/podo-dev/podo/pkg/paths"
 	"github.com/podo-dev/podo/pkg/plan"
@@ -11,14 +13,11 @@ import (
 func Args(p plan.ControllerManager) (args.Set, error) {
 	f := p.Paths
 	client, server, kubelet := f.CA("client"), f.CA("server"), f.CA("kubelet")
-	return args.Set{
+	ours := args.Set{
 		"kubeconfig":                      {f.ServerKubeconfig("kube-controller-manager")},
 		"use-service-account-credentials": {"true"},
 		// An election on one server is a write every two seconds for nothing.
-		"leader-elect": {"false"},
-		// Metrics share one registry in the process and are on the API server's
-		// port; a port here would only want certificates.
-		"secure-port":                      {"0"},
+		"leader-elect":                     {"false"},
 		"service-account-private-key-file": {f.ServiceAccountKey()},
 		"root-ca-file":                     {server.Cert},
 		"cluster-signing-kube-apiserver-client-cert-file": {client.Cert},
@@ -40,7 +39,9 @@ func Args(p plan.ControllerManager) (args.Set, error) {
 		"kube-api-qps":   {"500"},
 		"kube-api-burst": {"1000"},
 		"profiling":      {"false"},
-	}.Merge("kube-controller-manager-arg", p.Args, args.Deny(map[string]string{
+	}
+	maps.Copy(ours, args.Listening(p.Args, f.ServerKubeconfig("kube-controller-manager"), client.Cert))
+	return ours.Merge("kube-controller-manager-arg", p.Args, args.Deny(map[string]string{
 		"kubeconfig":                       "its credentials are made by podo",
 		"leader-elect":                     "one server needs no election",
 		"root-ca-file":                     "the cluster's CAs are made by podo",

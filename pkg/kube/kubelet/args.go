@@ -11,6 +11,7 @@ import (
 	cliflag "k8s.io/component-base/cli/flag"
 	"k8s.io/kubernetes/cmd/kubelet/app/options"
 	config "k8s.io/kubernetes/pkg/kubelet/apis/config"
+	"k8s.io/kubernetes/pkg/kubelet/apis/config/validation"
 	"k8s.io/kubernetes/pkg/util/taints"
 
 	"github.com/podo-dev/podo/pkg/kube"
@@ -145,6 +146,23 @@ func CheckFlags(theirs []string) error {
 		return err
 	}
 	return parseFlags(options.NewKubeletFlags(), c, set.Flags())
+}
+
+// CheckValues judges flags that CheckFlags has nothing against by what they say, with
+// feature gates as a user sets them. What files add to them, a start reads.
+func CheckValues(theirs []string, gates map[string]bool) error {
+	if args.Given(theirs, "config", "config-dir") {
+		return nil
+	}
+	s, err := Options(plan.Kubelet{Args: theirs, CgroupV1: true, LeaseSeconds: 40}) // what fits anywhere
+	if err != nil {
+		return err
+	}
+	set, err := kube.Gates(gates)
+	if err != nil {
+		return err
+	}
+	return validation.ValidateKubeletConfiguration(&s.KubeletConfiguration, set)
 }
 
 func parseFlags(f *options.KubeletFlags, c *config.KubeletConfiguration, flags []string) error {

@@ -17,7 +17,22 @@ import (
 	"k8s.io/kubernetes/pkg/kubelet/kubeletconfig/configfiles"
 	utilfs "k8s.io/kubernetes/pkg/util/filesystem"
 	strictjson "sigs.k8s.io/json"
+	"sigs.k8s.io/yaml"
 )
+
+// CheckConfiguration judges the fields of a KubeletConfiguration in YAML by themselves.
+func CheckConfiguration(text string) error {
+	patch, err := yaml.YAMLToJSONStrict([]byte(text))
+	if err != nil {
+		return err
+	}
+	return strictly(patch)
+}
+
+func strictly(patch []byte) error {
+	unknown, err := strictjson.UnmarshalStrict(patch, &v1beta1.KubeletConfiguration{})
+	return errors.Join(append(unknown, err)...)
+}
 
 // mergeFiles lays KubeletConfiguration files over c: file, then the *.conf files
 // of dir in name order. Some settings exist only there, such as the graceful
@@ -61,8 +76,7 @@ func mergeFiles(c *config.KubeletConfiguration, file, dir string) error {
 		if kind.GroupKind() != v1beta1.SchemeGroupVersion.WithKind("KubeletConfiguration").GroupKind() {
 			return fmt.Errorf("%s: is a %s, want a KubeletConfiguration of %s", name, kind.Kind, v1beta1.SchemeGroupVersion)
 		}
-		unknown, err := strictjson.UnmarshalStrict(patch, &v1beta1.KubeletConfiguration{})
-		if err := errors.Join(append(unknown, err)...); err != nil {
+		if err := strictly(patch); err != nil {
 			return fmt.Errorf("%s: %w", name, err)
 		}
 		if merged, err = jsonpatch.MergePatch(merged, patch); err != nil {
