@@ -288,18 +288,18 @@ func clusterList(verb string) *cli.Command {
 		if err != nil {
 			return err
 		}
-		names, err := clustersThere(s)
+		names, err := s.Names()
 		if err != nil {
 			return err
 		}
-		whole, err := s.Names()
+		stray, err := s.Strays()
 		if err != nil {
 			return err
 		}
 		list := []clusterState{}
-		for _, name := range names {
+		for _, name := range append(names, stray...) {
 			st := clusterState{Name: name}
-			if !slices.Contains(whole, name) {
+			if slices.Contains(stray, name) {
 				st.Error = fmt.Sprintf("its files are gone; remove what is left with: podo cluster delete --name %s", name)
 			} else if cl, err := s.Load(name); err != nil {
 				st.Error = err.Error()

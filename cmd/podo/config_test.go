@@ -306,6 +306,26 @@ func TestPassedOn(t *testing.T) {
 		t.Errorf("got\n%v\nwant\n%s", err, want)
 	}
 
+	// Features whose APIs are off.
+	for gates, want := range map[string]string{
+		"AllAlpha": "feature-gates: AllAlpha: the API server would wait", "StorageVersionAPI": "feature-gates: StorageVersionAPI: the API", "AllBeta": "runtime-config=api/beta=true",
+		"AllAlpha api/alpha": "", "StorageVersionAPI internal.apiserver.k8s.io/v1alpha1": "", "AllBeta api/all": "", "AllAlpha StorageVersionAPI": "",
+	} {
+		cfg := config.Default()
+		gate, more, _ := strings.Cut(gates, " ")
+		cfg.FeatureGates = map[string]string{gate: "true"}
+		switch more {
+		case "":
+		case "StorageVersionAPI":
+			cfg.FeatureGates[more] = "false"
+		default:
+			cfg.Components.APIServerArgs = []string{"runtime-config=" + more + "=true"}
+		}
+		if err := judgePassed(cfg, nil); (want == "") != (err == nil) || err != nil && !strings.Contains(err.Error(), want) {
+			t.Errorf("%s: got %v, want %q", gates, err, want)
+		}
+	}
+
 	// Values that no kubelet takes, and gates that do not go together.
 	for want, set := range map[string]func(*config.Server){
 		"kubelet-arg: invalid configuration: maxPods (--max-pods) -5": func(c *config.Server) { c.KubeletArgs = []string{"max-pods=-5"} },

@@ -2,7 +2,9 @@ package main
 
 import (
 	"errors"
+	"fmt"
 	"log/slog"
+	"maps"
 	"slices"
 	"strconv"
 	"strings"
@@ -15,6 +17,7 @@ import (
 	"github.com/podo-dev/podo/pkg/kube/kubelet"
 	"github.com/podo-dev/podo/pkg/kube/proxy"
 	"github.com/podo-dev/podo/pkg/kube/scheduler"
+	"github.com/podo-dev/podo/pkg/local"
 	"github.com/podo-dev/podo/pkg/plan"
 	"github.com/podo-dev/podo/pkg/storage/etcd"
 )
@@ -22,6 +25,11 @@ import (
 // judgePassed has Kubernetes judge what is passed on to it, as far as that can be told
 // without a plan. Each mistake is told with its place.
 func judgePassed(cfg config.Server, origins config.Origins) error {
+	return judge(cfg, origins, "")
+}
+
+// judge is judgePassed with a KubeletConfiguration in YAML that the kubelet will have.
+func judge(cfg config.Server, origins config.Origins, configuration string) error {
 	silent, usual := slog.New(slog.DiscardHandler), config.Default().Network // those that were asked for may be mistaken
 	off := cfg.Components
 	var errs []error
@@ -67,8 +75,45 @@ func judgePassed(cfg config.Server, origins config.Origins) error {
 		}
 	}
 	errs = append(errs, placed("feature-gates", origins, kube.CheckGates(gates))...)
+	if !off.NoAPIServer {
+		errs = append(errs, placed("feature-gates", origins, served(gates, off.APIServerArgs))...)
+	}
 	if len(errs) == 0 && !off.NoAgent {
-		errs = placed("kubelet-arg", origins, kubelet.CheckValues(cfg.KubeletArgs, gates))
+		errs = placed("kubelet-arg", origins, kubelet.CheckValues(cfg.KubeletArgs, configuration, gates))
+	}
+	return errors.Join(errs...)
+}
+
+// served says which feature gates would have the API server wait for ever: they turn on what
+// reads APIs that are off unless runtime-config names them.
+func served(gates map[string]bool, flags []string) error {
+	versions := map[string]bool{}
+	for _, flag := range flags {
+		if args.Name(flag) != "runtime-config" {
+			continue
+		}
+		_, list, _ := strings.Cut(flag, "=")
+		for version := range strings.SplitSeq(list, ",") {
+			name, on, _ := strings.Cut(strings.TrimSpace(version), "=")
+			versions[name] = on == "" || on == "true"
+		}
+	}
+	var errs []error
+	needs := func(gate, api string, also ...string) {
+		if !slices.ContainsFunc(append(also, api, "api/all"), func(name string) bool { return versions[name] }) {
+			errs = append(errs, fmt.Errorf("%s: the API server would wait for ever for an API that this reads and that is off; turn it on too, with --kube-apiserver-arg=runtime-config=%s=true", gate, api))
+		}
+	}
+	storage, said := gates["StorageVersionAPI"]
+	switch {
+	case storage:
+		needs("StorageVersionAPI", "api/alpha", "internal.apiserver.k8s.io/v1alpha1")
+	case gates["AllAlpha"] && !said:
+		needs("AllAlpha", "api/alpha", "internal.apiserver.k8s.io/v1alpha1")
+	}
+	// Whoever leaves single ones out may know which.
+	if gates["AllBeta"] && !slices.Contains(slices.Collect(maps.Values(gates)), false) {
+		needs("AllBeta", "api/beta")
 	}
 	return errors.Join(errs...)
 }
@@ -76,7 +121,11 @@ func judgePassed(cfg config.Server, origins config.Origins) error {
 // judgeNode is judgePassed for a node of a cluster on this machine, with the
 // KubeletConfiguration that it will have.
 func judgeNode(cfg config.Server, configuration string) error {
-	return errors.Join(append(placed("KubeletConfiguration", nil, kubelet.CheckConfiguration(configuration)), judgePassed(cfg, nil))...)
+	if err := kubelet.CheckConfiguration(configuration); err != nil {
+		return errors.Join(append(placed("KubeletConfiguration", nil, err), judgePassed(cfg, nil))...)
+	}
+	cfg.KubeletArgs = slices.DeleteFunc(slices.Clone(cfg.KubeletArgs), func(arg string) bool { return arg == local.KubeletArg })
+	return judge(cfg, nil, configuration)
 }
 
 // placed gives each of the mistakes in err the place where the setting was made.

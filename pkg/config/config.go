@@ -146,8 +146,8 @@ type Components struct {
 	NoAgent         bool `name:"disable-agent" help:"run the control plane alone, without a node"`
 
 	APIServerArgs         []string `name:"kube-apiserver-arg" help:"flag for kube-apiserver, without its dashes" placeholder:"NAME=VALUE" args:"true" section:"Flags for Kubernetes' own parts"`
-	ControllerManagerArgs []string `name:"kube-controller-manager-arg" alias:"kube-controller-arg" help:"flag for kube-controller-manager, without its dashes" placeholder:"NAME=VALUE" args:"true" section:"Flags for Kubernetes' own parts"`
-	SchedulerArgs         []string `name:"kube-scheduler-arg" help:"flag for kube-scheduler, without its dashes" placeholder:"NAME=VALUE" args:"true" section:"Flags for Kubernetes' own parts"`
+	ControllerManagerArgs []string `name:"kube-controller-manager-arg" alias:"kube-controller-arg" help:"flag for kube-controller-manager, without its dashes; with bind-address or secure-port it listens, at port 10257 if no other is given" placeholder:"NAME=VALUE" args:"true" section:"Flags for Kubernetes' own parts"`
+	SchedulerArgs         []string `name:"kube-scheduler-arg" help:"flag for kube-scheduler, without its dashes; with bind-address or secure-port it listens, at port 10259 if no other is given" placeholder:"NAME=VALUE" args:"true" section:"Flags for Kubernetes' own parts"`
 }
 
 // Default is what a server does when told nothing.

@@ -168,7 +168,12 @@ func refusedBy(log string) string {
 	out := ""
 	for line := range strings.Lines(last) {
 		line = strings.ReplaceAll(strings.TrimSpace(line), "kubelet-arg: "+kubeletFile, "the KubeletConfiguration of kubeadmConfigPatches")
-		out += "\n  " + fielded(place.ReplaceAllString(line, ""))
+		line = place.ReplaceAllString(line, "")
+		told := fielded(line)
+		if part, said, ok := strings.Cut(line, ": "); ok && told == line { // it may begin with who says so
+			told = part + ": " + fielded(said)
+		}
+		out += "\n  " + told
 	}
 	return out
 }

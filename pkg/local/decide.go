@@ -183,6 +183,9 @@ func (c Cluster) uncovered() error {
 			if c.Hosts != "" && (m.To == c.Hosts || strings.HasPrefix(c.Hosts, m.To+"/")) {
 				errs = append(errs, fmt.Errorf("nodes[%d].extraMounts[%d].containerPath: %s is where nodes have all registries described, and cannot be covered; mount single registries below %s, such as %[4]s/HOST", i, j, m.To, c.Hosts))
 			}
+			if slices.ContainsFunc(c.Registries, func(r Registry) bool { return m.To == c.Hosts+"/"+r.folder() }) {
+				errs = append(errs, fmt.Errorf("nodes[%d].extraMounts[%d].containerPath: %s: containerdConfigPatches names mirrors of it, which this would hide; leave one of the two out", i, j, m.To))
+			}
 		}
 	}
 	return unfit(errors.Join(errs...))
@@ -260,7 +263,11 @@ func (c Cluster) cramped() error {
 		for 1<<(mask-least) < len(c.Nodes) {
 			least--
 		}
-		errs = append(errs, fmt.Errorf("networking.podSubnet: %s has room for %s, and there are to be %d: each takes a /%d of it; make the cluster with a /%d or larger, or have nodes take less of it, with node-cidr-mask-size in controllerManager.extraArgs", p, plural(1<<room, "node"), len(c.Nodes), mask, least))
+		flag := "node-cidr-mask-size"
+		if len(cfg.Network.ClusterCIDR) > 1 {
+			flag += map[bool]string{true: "-ipv4", false: "-ipv6"}[p.Addr().Is4()]
+		}
+		errs = append(errs, fmt.Errorf("networking.podSubnet: %s has room for %s, and there are to be %d: each takes a /%d of it; make the cluster with a /%d or larger, or have nodes take less of it, with %s in controllerManager.extraArgs", p, plural(1<<room, "node"), len(c.Nodes), mask, least, flag))
 	}
 	return unfit(errors.Join(errs...))
 }
@@ -285,7 +292,7 @@ func fielded(line string) string {
 	setting, rest, _ := strings.Cut(line, ": ")
 	field, ok := fields()[setting]
 	if strings.HasPrefix(rest, "runtime-config") {
-		field = "runtimeConfig"
+		field = "runtimeConfig, or runtime-config of apiServer.extraArgs"
 	}
 	if !ok {
 		return line
@@ -313,6 +320,8 @@ func inFile() *strings.Replacer {
 		"use --https-listen-port", "the host's port is networking.apiServerPort", "use --advertise-address", "each node has an address of the cluster's own network",
 		"use --node-ip", "each node has an address of the cluster's own network", "use --node-name", "use nodeRegistration.name",
 		"use --tls-san", "use apiServer.certSANs", "--kube-apiserver-arg=tls-sni-cert-key", "tls-sni-cert-key",
+		"with --kube-apiserver-arg=runtime-config=api/alpha=true", `with runtimeConfig: {api/alpha: "true"}`,
+		"with --kube-apiserver-arg=runtime-config=api/beta=true", `with runtimeConfig: {api/beta: "true"}`,
 		"use --datastore-endpoint", "each cluster has a datastore of its own", "use podo kill", "leave it out",
 	)
 }

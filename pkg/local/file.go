@@ -148,10 +148,8 @@ func Parse(path string, text []byte) (File, error) {
 	if len(doc.Content) != 1 || doc.Content[0].Kind != yaml.MappingNode {
 		return f, Unfit{fmt.Errorf("%s: it is not a mapping; it begins with kind: %s and apiVersion: %s", path, fileKind, fileVersion)}
 	}
-	errs := unknown(doc.Content[0], reflect.TypeFor[File](), "", noSuchField)
-	wrong := decode(&doc, &f)
-	errs = append(errs, wrong...)
-	if len(wrong) == 0 || f.Kind != "" { // else nothing was read
+	errs := strict(&doc, &f, noSuchField)
+	if len(errs) == 0 || f.Kind != "" { // else nothing was read
 		if f.Kind != fileKind {
 			errs = append(errs, fmt.Errorf("kind: %q, want %s", f.Kind, fileKind))
 		}
@@ -166,17 +164,18 @@ func Parse(path string, text []byte) (File, error) {
 	return f, unfit(errors.Join(errs...))
 }
 
-// decode is yaml's, which speaks of Go's types, in words for people.
-func decode(doc *yaml.Node, into any) []error {
-	err := doc.Decode(into)
-	if err == nil {
-		return nil
-	}
+// strict decodes a document, and lists its keys that into has no field for, as why tells,
+// and the values that are of another type, in words for people: yaml's speak of Go's types.
+func strict(doc *yaml.Node, into any, why func(names []string) string) []error {
 	var types *yaml.TypeError
-	if !errors.As(err, &types) {
-		return []error{err}
+	err := doc.Decode(into)
+	if err != nil && !errors.As(err, &types) {
+		return []error{err} // as of a mapping that contains itself
 	}
-	var errs []error
+	errs := unknown(doc.Content[0], reflect.TypeOf(into).Elem(), "", why)
+	if err == nil {
+		return errs
+	}
 	odd := regexp.MustCompile("^(line \\d+): cannot unmarshal !!\\w+ (`[^`]*` )?into (.*)$")
 	for _, text := range types.Errors {
 		if m := odd.FindStringSubmatch(text); m != nil {

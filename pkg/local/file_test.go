@@ -70,6 +70,7 @@ func TestMistakes(t *testing.T) {
 			in:   head + "nodes:\n- &w {role: worker, rol: x}\n- <<: *w\n- <<: [*w, {labls: {}}]\n- *w\n",
 			want: []string{"line 4: nodes[0].rol: there", "line 4: nodes[1].rol: there", "line 6: nodes[2].labls: there", "line 4: nodes[3].rol: there"},
 		},
+		"what contains itself": {in: head + "nodes: [&a {role: worker, <<: *a}]\n", want: []string{"contains itself"}},
 		"mounts over programs": {
 			in:   head + "nodes:\n- extraMounts: [{hostPath: /a, containerPath: /usr}, {hostPath: /a, containerPath: /lib/}]\n",
 			want: []string{"/usr is what makes the node a machine", "/lib/ is what makes"},
@@ -296,6 +297,11 @@ func TestRefusals(t *testing.T) {
 		"more of kubeadm's":      {File{KubeadmPatches: []string{"kind: ClusterConfiguration\nimageRepository: x"}}, "imageRepository: podo has no kubeadm, and cannot do what this says; of this object it reads apiServer, controllerManager, scheduler, etcd, networking"},
 		"a mount of all registries": {File{Nodes: []NodeFile{{Mounts: []MountFile{{Host: "/tmp", Container: "/etc/containerd/certs.d"}}}}},
 			"nodes[0].extraMounts[0].containerPath: /etc/containerd/certs.d is where nodes have all registries described"},
+		"a mount over mirrors": {File{
+			ContainerdPatches: []string{"[plugins.\"io.containerd.grpc.v1.cri\".registry.mirrors.\"a.example\"]\nendpoint = [\"http://10.0.0.9\"]\n"},
+			Nodes:             []NodeFile{{Mounts: []MountFile{{Host: "/tmp", Container: "/etc/containerd/certs.d/a.example"}}}},
+		}, "/etc/containerd/certs.d/a.example: containerdConfigPatches names mirrors of it"},
+		"too few ranges of a family":    {File{Networking: Networking{Family: "dual", PodSubnet: "10.10.0.0/16,fd00:1::/63"}, Nodes: make([]NodeFile, 3)}, "fd00:1::/63 has room for 2 nodes, and there are to be 3: each takes a /64 of it; make the cluster with a /62 or larger, or have nodes take less of it, with node-cidr-mask-size-ipv6 in"},
 		"too few ranges for nodes":      {File{Networking: Networking{PodSubnet: "10.10.0.0/23"}, Nodes: make([]NodeFile, 3)}, "networking.podSubnet: 10.10.0.0/23 has room for 2 nodes, and there are to be 3: each takes a /24 of it; make the cluster with a /22 or larger"},
 		"a mount in what is the host's": {File{Nodes: []NodeFile{{Mounts: []MountFile{{Host: "/tmp", Container: "/usr/no-such/x"}}}}}, "there is no /usr/no-such/x on this machine, and nodes have its /usr as it is"},
 		"too many nodes":                {File{Nodes: make([]NodeFile, 245)}, "room for 244 nodes"},

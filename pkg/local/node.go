@@ -32,6 +32,10 @@ const (
 	kubeletFile = paths.DefaultEtc + "/kubelet.yaml"
 )
 
+// KubeletArg is the flag by which the kubelet of a node has the KubeletConfiguration that
+// Site.Judge is given.
+const KubeletArg = "config=" + kubeletFile
+
 // groupOf is the name of a cluster's control groups; those of nodes are below it.
 func groupOf(cluster string) string { return "podo-cluster-" + cluster }
 
@@ -125,7 +129,7 @@ func (c Cluster) settings(n, gate Node) Settings {
 		all["server"], all["token-file"] = "https://"+c.endpoint(gate), tokenFile
 	}
 	own, _ := all["kubelet-arg"].([]string)
-	all["kubelet-arg"] = append([]string{"config=" + kubeletFile}, own...)
+	all["kubelet-arg"] = append([]string{KubeletArg}, own...)
 	return all
 }
 
@@ -298,12 +302,17 @@ func (s Site) spec(c Cluster, n Node, groups machine.Groups) (machine.Spec, erro
 		"/dev/stdout": "/proc/self/fd/1", "/dev/stderr": "/proc/self/fd/2",
 	})
 	mounts := slices.Clone(n.Mounts)
+	for _, m := range mounts {
+		delete(spec.Links, m.To)
+	}
+	for i, m := range mounts {
+		mounts[i].To = behind(spec.Links, c.hostsAt(m.To))
+	}
 	slices.SortStableFunc(mounts, func(a, b Mount) int { // one below another is seen in it
 		return strings.Count(a.To, "/") - strings.Count(b.To, "/")
 	})
 	for _, m := range mounts {
-		delete(spec.Links, m.To)
-		mount := machine.Mount{From: m.From, To: behind(spec.Links, c.hostsAt(m.To)), Flags: unix.MS_BIND, Follow: m.Follow}
+		mount := machine.Mount{From: m.From, To: m.To, Flags: unix.MS_BIND, Follow: m.Follow}
 		if m.ReadOnly {
 			mount.Flags |= unix.MS_RDONLY
 		}

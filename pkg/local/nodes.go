@@ -46,7 +46,7 @@ func (s Site) AddNode(ctx context.Context, name string, f NodeFile, wait time.Du
 	if f.Role == ControlPlane && slices.ContainsFunc(c.Nodes, func(o Node) bool { return o.Role == Worker }) {
 		n.Settings.add("node-taint", serverTaint)
 	}
-	if _, err := s.binary(f.Image); err != nil {
+	if _, err := s.binary(f.Image); err != nil { // before equip, which would speak of a file
 		return c, n, Unfit{fmt.Errorf("--image: %w", err)}
 	}
 	if err := s.equip(&n, f, c.Addr(n).Is6(), "node"); err != nil {

@@ -28,14 +28,17 @@ func TestRefused(t *testing.T) {
 		"two of a name":      {2, head + "nodes: [{role: control-plane}, {role: worker, kubeadmConfigPatches: [\"kind: JoinConfiguration\\nnodeRegistration: {name: podo-control-plane}\"]}]\n", []string{"another node is called podo-control-plane too"}},
 		"no such image":      {2, head + "nodes: [{image: /nowhere/podo}]\n", []string{"nodes[0].image", "/nowhere/podo"}},
 		"an image of kind":   {2, head + "nodes: [{image: \"kindest/node:v1.31.0\"}]\n", []string{"nodes are no images here"}},
-		"no such API":        {2, head + "runtimeConfig: {api/foo: \"true\"}\n", []string{"node podo-control-plane: runtimeConfig (podo's kube-apiserver-arg): runtime-config: unknown api groups api/foo"}},
-		"neither yes nor no": {2, head + "runtimeConfig: {api/all: \"maybe\"}\n", []string{"podo refuses what the file asks for", "runtime-config", "api/all=maybe", "=true or =false"}},
+		"no such API":        {2, head + "runtimeConfig: {api/foo: \"true\"}\n", []string{"node podo-control-plane: runtimeConfig, or runtime-config of apiServer.extraArgs (podo's kube-apiserver-arg): runtime-config: unknown api groups api/foo"}},
+		"neither yes nor no": {2, head + "runtimeConfig: {api/all: \"maybe\"}\n", []string{"runtimeConfig, or runtime-config of apiServer.extraArgs (podo's kube-apiserver-arg)", "api/all=maybe", "=true or =false"}},
 		"no such gate":       {2, head + "featureGates: {NoSuchGate: true}\n", []string{"featureGates (podo's feature-gates): NoSuchGate is not a feature gate"}},
 		"a flag of no part":  {2, head + "nodes: [{kubeadmConfigPatches: [\"kind: ClusterConfiguration\\nscheduler: {extraArgs: {no-such-flag: x}}\"]}]\n", []string{"no-such-flag"}},
+		"no such API of all": {2, head + "featureGates: {AllBeta: true}\n", []string{`featureGates (podo's feature-gates): AllBeta: the API server would wait for ever`, `with runtimeConfig: {api/beta: "true"}`}},
 		"of a worker":        {2, head + "nodes: [{role: control-plane}, {role: worker, kubeadmConfigPatches: [\"kind: JoinConfiguration\\nnodeRegistration: {kubeletExtraArgs: {no-such-flag: x, node-ip: 10.0.0.1}}\"]}]\n", []string{"node podo-worker: kubeletExtraArgs (podo's kubelet-arg): unknown flag: --no-such-flag", "node-ip: podo sets this itself; each node has an address of the cluster's own network"}},
 		"many flags":         {2, head + "kubeadmConfigPatches: [\"kind: ClusterConfiguration\\napiServer: {extraArgs: {f1: x, f2: x, f3: x, f4: x}}\\nscheduler: {extraArgs: {f5: x, f6: x, f7: x}}\"]\n", []string{"--f1", "--f2", "--f3", "--f4", "--f5", "--f6", "--f7"}},
 		"a kubelet's field":  {2, head + "kubeadmConfigPatches: [\"kind: KubeletConfiguration\\nmaxPodz: 3\"]\n", []string{"node podo-control-plane: KubeletConfiguration: unknown field \"maxPodz\""}},
-		"no room for pods":   {2, head + "nodes: [{role: control-plane}, {role: worker}]\nnetworking: {podSubnet: 10.10.0.0/24}\n", []string{"networking.podSubnet: 10.10.0.0/24 has room for 1 node, and there are 2: each takes a /24 of it; give a /23 or larger"}},
+		"a kubelet's value":  {2, head + "nodes: [{role: control-plane}, {role: worker, kubeadmConfigPatches: [\"kind: KubeletConfiguration\\nmaxPods: -5\"]}]\n", []string{"node podo-worker: kubeletExtraArgs", "maxPods (--max-pods) -5 must not be a negative number"}},
+		"what a start sees":  {2, head + "kubeadmConfigPatches: [\"kind: ClusterConfiguration\\ncontrollerManager: {extraArgs: {controllers: grape}}\"]\n", []string{"podo refuses what the file asks for", "controllerManager.extraArgs (podo's kube-controller-manager-arg)", "grape"}},
+		"no room for pods":   {2, head + "nodes: [{role: control-plane}, {role: worker}]\nnetworking: {podSubnet: 10.10.0.0/24}\n", []string{"networking.podSubnet: 10.10.0.0/24 has room for 1 node, and there are to be 2: each takes a /24 of it; make the cluster with a /23 or larger"}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			in := *s
@@ -48,6 +51,7 @@ func TestRefused(t *testing.T) {
 	s.refused(2, "", []string{"cluster", "start", "--name", "../etc"}, `--name: "../etc" is not a name for a cluster`)
 	s.refused(2, "", []string{"cluster", "create", "--wait", "-5s"}, "no time to come")
 	s.refused(2, "", []string{"cluster", "create", "--registry", "--registry-port", "99999"}, "99999 is no port")
+	s.refused(2, "", []string{"cluster", "create", "--registry-port", "5055"}, "there is none without --registry")
 	s.refused(2, "", []string{"cluster", "create", "--registry-port", "many"}, `"many" is no number`)
 	s.refused(2, "", []string{"cluster", "create", "--config", "/nowhere.yaml"}, "there is no file /nowhere.yaml")
 	s.refused(2, "", []string{"cluster", "delete", "--all", "--name", "nobody"}, "give one of the two")

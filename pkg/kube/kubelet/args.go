@@ -13,6 +13,7 @@ import (
 	config "k8s.io/kubernetes/pkg/kubelet/apis/config"
 	"k8s.io/kubernetes/pkg/kubelet/apis/config/validation"
 	"k8s.io/kubernetes/pkg/util/taints"
+	"sigs.k8s.io/yaml"
 
 	"github.com/podo-dev/podo/pkg/kube"
 	"github.com/podo-dev/podo/pkg/kube/args"
@@ -148,13 +149,27 @@ func CheckFlags(theirs []string) error {
 	return parseFlags(options.NewKubeletFlags(), c, set.Flags())
 }
 
-// CheckValues judges flags that CheckFlags has nothing against by what they say, with
-// feature gates as a user sets them. What files add to them, a start reads.
-func CheckValues(theirs []string, gates map[string]bool) error {
+// CheckValues judges flags that CheckFlags has nothing against by what they say, over a
+// KubeletConfiguration in YAML that CheckConfiguration has nothing against, if there is one,
+// and with feature gates as a user sets them. What files add, a start reads.
+func CheckValues(theirs []string, configuration string, gates map[string]bool) error {
 	if args.Given(theirs, "config", "config-dir") {
 		return nil
 	}
-	s, err := Options(plan.Kubelet{Args: theirs, CgroupV1: true, LeaseSeconds: 40}) // what fits anywhere
+	anywhere := plan.Kubelet{CgroupV1: true, LeaseSeconds: 40, Args: theirs}
+	c, err := options.NewKubeletConfiguration()
+	if err == nil {
+		err = configure(c, anywhere)
+	}
+	if err == nil && configuration != "" {
+		var patch []byte
+		if patch, err = yaml.YAMLToJSON([]byte(configuration)); err == nil {
+			err = merge(c, []layer{{"KubeletConfiguration", patch}})
+		}
+	}
+	if err == nil {
+		err = parse(flags(anywhere), c, theirs)
+	}
 	if err != nil {
 		return err
 	}
@@ -162,7 +177,7 @@ func CheckValues(theirs []string, gates map[string]bool) error {
 	if err != nil {
 		return err
 	}
-	return validation.ValidateKubeletConfiguration(&s.KubeletConfiguration, set)
+	return validation.ValidateKubeletConfiguration(c, set)
 }
 
 func parseFlags(f *options.KubeletFlags, c *config.KubeletConfiguration, flags []string) error {

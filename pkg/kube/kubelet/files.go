@@ -56,14 +56,7 @@ func mergeFiles(c *config.KubeletConfiguration, file, dir string) error {
 	if len(files) == 0 {
 		return nil
 	}
-	versioned := &v1beta1.KubeletConfiguration{}
-	if err := conversion.Convert_config_KubeletConfiguration_To_v1beta1_KubeletConfiguration(c, versioned, nil); err != nil {
-		return err
-	}
-	merged, err := json.Marshal(versioned)
-	if err != nil {
-		return err
-	}
+	var layers []layer
 	for _, name := range files {
 		loader, err := configfiles.NewFsLoader(&utilfs.DefaultFs{}, name)
 		if err != nil {
@@ -79,9 +72,33 @@ func mergeFiles(c *config.KubeletConfiguration, file, dir string) error {
 		if err := strictly(patch); err != nil {
 			return fmt.Errorf("%s: %w", name, err)
 		}
-		if merged, err = jsonpatch.MergePatch(merged, patch); err != nil {
-			return fmt.Errorf("%s: %w", name, err)
+		layers = append(layers, layer{name, patch})
+	}
+	return merge(c, layers)
+}
+
+// A layer is a part of a KubeletConfiguration in JSON, and what people know it by.
+type layer struct {
+	name  string
+	patch []byte
+}
+
+// merge lays layers over c, one over the other.
+func merge(c *config.KubeletConfiguration, layers []layer) error {
+	versioned := &v1beta1.KubeletConfiguration{}
+	if err := conversion.Convert_config_KubeletConfiguration_To_v1beta1_KubeletConfiguration(c, versioned, nil); err != nil {
+		return err
+	}
+	merged, err := json.Marshal(versioned)
+	if err != nil {
+		return err
+	}
+	var names []string
+	for _, l := range layers {
+		if merged, err = jsonpatch.MergePatch(merged, l.patch); err != nil {
+			return fmt.Errorf("%s: %w", l.name, err)
 		}
+		names = append(names, l.name)
 	}
 	result := &v1beta1.KubeletConfiguration{}
 	if err := json.Unmarshal(merged, result); err != nil {
@@ -89,7 +106,7 @@ func mergeFiles(c *config.KubeletConfiguration, file, dir string) error {
 	}
 	// Upstream's defaults panic on gates that there are not.
 	if err := utilfeature.DefaultMutableFeatureGate.DeepCopy().SetFromMap(result.FeatureGates); err != nil {
-		return fmt.Errorf("%s: featureGates: %w", strings.Join(files, ", "), err)
+		return fmt.Errorf("%s: featureGates: %w", strings.Join(names, ", "), err)
 	}
 	conversion.SetDefaults_KubeletConfiguration(result)
 	return conversion.Convert_v1beta1_KubeletConfiguration_To_config_KubeletConfiguration(result, c, nil)
