@@ -32,6 +32,7 @@ func judgePassed(cfg config.Server, origins config.Origins) error {
 func judge(cfg config.Server, origins config.Origins, configuration string) error {
 	silent, usual := slog.New(slog.DiscardHandler), config.Default().Network // those that were asked for may be mistaken
 	off := cfg.Components
+	readable := !off.NoAgent // what is asked of the kubelet
 	var errs []error
 	for _, part := range []struct {
 		setting string
@@ -64,7 +65,9 @@ func judge(cfg config.Server, origins config.Origins, configuration string) erro
 			name := args.Name(part.args[0])
 			same := func(arg string) bool { return args.Name(arg) == name }
 			judged := slices.DeleteFunc(slices.Clone(part.args), func(arg string) bool { return !same(arg) })
-			errs = append(errs, placed(part.setting, origins, part.judge(judged))...)
+			wrong := placed(part.setting, origins, part.judge(judged))
+			readable = readable && (part.setting != "kubelet-arg" || len(wrong) == 0)
+			errs = append(errs, wrong...)
 			part.args = slices.DeleteFunc(slices.Clone(part.args), same)
 		}
 	}
@@ -74,12 +77,20 @@ func judge(cfg config.Server, origins config.Origins, configuration string) erro
 			gates[name] = on
 		}
 	}
-	errs = append(errs, placed("feature-gates", origins, kube.CheckGates(gates))...)
+	wrong := placed("feature-gates", origins, kube.CheckGates(gates))
+	if len(wrong) > 0 {
+		gates = nil
+	}
+	errs = append(errs, wrong...)
 	if !off.NoAPIServer {
 		errs = append(errs, placed("feature-gates", origins, served(gates, off.APIServerArgs))...)
 	}
-	if len(errs) == 0 && !off.NoAgent {
-		errs = placed("kubelet-arg", origins, kubelet.CheckValues(cfg.KubeletArgs, configuration, gates))
+	if readable {
+		place := "kubelet-arg"
+		if configuration != "" {
+			place = "KubeletConfiguration or kubeletExtraArgs"
+		}
+		errs = append(errs, placed(place, origins, kubelet.CheckValues(cfg.KubeletArgs, configuration, gates))...)
 	}
 	return errors.Join(errs...)
 }
@@ -133,11 +144,18 @@ func placed(setting string, origins config.Origins, err error) []error {
 	if err == nil {
 		return nil
 	}
-	if many, ok := err.(interface{ Unwrap() []error }); ok {
-		var out []error
-		for _, e := range many.Unwrap() {
-			out = append(out, placed(setting, origins, e)...)
-		}
+	var list []error
+	switch many := err.(type) {
+	case interface{ Unwrap() []error }:
+		list = many.Unwrap()
+	case interface{ Errors() []error }: // upstream's
+		list = many.Errors()
+	}
+	var out []error
+	for _, e := range list {
+		out = append(out, placed(setting, origins, e)...)
+	}
+	if len(out) > 0 {
 		return out
 	}
 	text := strings.TrimPrefix(err.Error(), setting+": ") // the place has it

@@ -61,6 +61,7 @@ const (
 func (s Site) answers(ctx context.Context, c Cluster, n Node, patience time.Duration) error {
 	ctx, end := context.WithTimeoutCause(ctx, patience, fmt.Errorf("no answer within %s", patience))
 	defer end()
+	before := s.ends(c, n)
 	var client kubernetes.Interface
 	for {
 		var err error
@@ -73,7 +74,7 @@ func (s Site) answers(ctx context.Context, c Cluster, n Node, patience time.Dura
 		if err == nil {
 			return nil
 		}
-		if dead := s.lives(c, n); dead != nil {
+		if dead := errors.Join(s.lives(c, n), s.stumbles(c, n, before)); dead != nil {
 			return dead
 		}
 		select {
@@ -111,9 +112,10 @@ func (s Site) await(ctx context.Context, c Cluster, list []Node, what string, wa
 	return s.each(list, func(n Node) error {
 		ctx, end := context.WithCancelCause(ctx)
 		defer end(nil)
+		before := s.ends(c, n)
 		go func() {
 			for ctx.Err() == nil {
-				if dead := s.lives(c, n); dead != nil {
+				if dead := errors.Join(s.lives(c, n), s.stumbles(c, n, before)); dead != nil {
 					end(dead)
 				}
 				time.Sleep(200 * time.Millisecond)
@@ -123,7 +125,7 @@ func (s Site) await(ctx context.Context, c Cluster, list []Node, what string, wa
 		if err == nil {
 			return nil
 		}
-		if dead := s.lives(c, n); dead != nil {
+		if dead := errors.Join(s.lives(c, n), s.stumbles(c, n, before)); dead != nil {
 			return dead
 		}
 		if why := context.Cause(ctx); why != nil {
@@ -155,6 +157,26 @@ func (s Site) lives(c Cluster, n Node) error {
 		return Unfit{fmt.Errorf("podo refuses what the file asks for:%s", refusedBy(string(text)))}
 	}
 	return fmt.Errorf("its machine is off%s", s.said(c, n))
+}
+
+// falls is how often podo may end on a node that others wait for: it comes back each time,
+// and a control plane that joins may have to.
+const falls = 4
+
+// ends is how often podo has ended on a node.
+func (s Site) ends(c Cluster, n Node) int {
+	console, _ := os.ReadFile(s.node(c.Name, n.Name, "console"))
+	_, words, _ := strings.Cut(ended, "%s")
+	return strings.Count(string(console), words)
+}
+
+// stumbles is an error if podo ends on a node again and again, with the reason.
+func (s Site) stumbles(c Cluster, n Node, before int) error {
+	if s.ends(c, n)-before < falls {
+		return nil
+	}
+	log, _ := os.ReadFile(s.on(c.Name, n.Name, podoLog))
+	return fmt.Errorf("podo starts there and ends, again and again:%s", refusedBy(string(log)))
 }
 
 // refusedBy is what a node's podo said when it ended, in the words of a cluster's file.

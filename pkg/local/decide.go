@@ -143,7 +143,6 @@ func (s Site) promised(c Cluster) error {
 		if err != nil || name == c.Name {
 			continue
 		}
-		both := Cluster{API: c.API, Registry: c.Registry, Ranges: c.Ranges, Nodes: slices.Clone(c.Nodes)}
 		theirs := Node{Ports: []Port{{Listen: other.API, Protocol: "tcp"}}}
 		if other.Registry != 0 {
 			for _, at := range other.doors() {
@@ -153,10 +152,16 @@ func (s Site) promised(c Cluster) error {
 		for _, n := range other.Nodes {
 			theirs.Ports = append(theirs.Ports, n.Ports...)
 		}
-		both.Nodes = append(both.Nodes, theirs)
-		if c.apart() == nil && both.apart() != nil {
-			return fmt.Errorf("cluster %s, which is there too, has a port of this host that this one asks for: one of %s; choose another, or remove that cluster with: podo cluster delete --name %[1]s",
-				name, strings.Join(theirs.listening(), ", "))
+		var both []string
+		for _, p := range theirs.Ports {
+			with := c
+			with.Nodes = append(slices.Clone(c.Nodes), Node{Ports: []Port{p}})
+			if c.apart() == nil && with.apart() != nil {
+				both = append(both, p.Listen.String())
+			}
+		}
+		if len(both) > 0 {
+			return fmt.Errorf("cluster %s, which is there too, has ports of this host that this one asks for: %s; choose others, or remove that cluster with: podo cluster delete --name %[1]s", name, strings.Join(both, ", "))
 		}
 	}
 	return nil
@@ -165,14 +170,6 @@ func (s Site) promised(c Cluster) error {
 // registryAt is where the host has a cluster's registry.
 func (c Cluster) registryAt() netip.AddrPort {
 	return netip.AddrPortFrom(netip.AddrFrom4([4]byte{127, 0, 0, 1}), c.Registry)
-}
-
-func (n Node) listening() []string {
-	var out []string
-	for _, p := range n.Ports {
-		out = append(out, p.Listen.String())
-	}
-	return out
 }
 
 // uncovered says which mounts would hide what podo itself reads.
@@ -196,7 +193,10 @@ func (c Cluster) uncovered() error {
 func (s Site) verify(c Cluster, nodes []Node) error {
 	var errs []error
 	seen := map[string]bool{}
-	for _, n := range nodes {
+	for i, n := range nodes {
+		if slices.ContainsFunc(nodes[:i], func(o Node) bool { return o.Name == n.Name }) {
+			continue // which is a mistake by itself
+		}
 		for _, line := range s.judge(c, n) {
 			if !seen[line] {
 				errs, seen[line] = append(errs, fmt.Errorf("node %s: %s", n.Name, line)), true
@@ -240,6 +240,7 @@ func (c Cluster) config(n Node) (config.Server, error) {
 		_, wrong = config.Resolve(&cfg, settings)
 	} else {
 		_, wrong = config.ResolveAgent(&cfg.Node, settings)
+		cfg.Components.NoAPIServer = true
 		cfg.Components.NoKubeProxy = true // whose flags, those of all nodes, the servers judge
 	}
 	return cfg, errors.Join(err, wrong)

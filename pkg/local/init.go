@@ -28,6 +28,9 @@ const seatFile = 4
 // errNever is the last word of a node whose podo would refuse its settings again and again.
 var errNever = errors.New("podo was asked for something that can never be")
 
+// ended is what a node's first process says of podo there, by its verb and its exit code.
+const ended = "podo %s ended with"
+
 // refusal is how long podo may take to see that it can never do what it was asked for.
 const refusal = 20 * time.Second
 
@@ -57,7 +60,7 @@ func Init(ctx context.Context, role Role, environ []string) error {
 			return err
 		}
 		if ctx.Err() == nil {
-			fmt.Fprintf(os.Stderr, "podo %s ended with %d\n", verb, code)
+			fmt.Fprintf(os.Stderr, ended+" %d\n", verb, code)
 			if code == 2 && time.Since(began) < refusal { // later it is how Go ends a program that broke down
 				return errNever
 			}

@@ -129,16 +129,18 @@ func (s *scene) pods(server *hosts.Host) string {
 }
 
 // nodeChanges are the events that tell of a node that was given up. A kubelet that stood
-// still for half a minute may have doubts about its own engine, and is not counted.
+// still for half a minute may have doubts about its own engine, and is not counted, nor that
+// its pods were to go in some minutes if it had kept them.
 func (s *scene) nodeChanges(server *hosts.Host, stood string) string {
 	s.Helper()
 	var out []string
 	for _, reason := range []string{"NodeNotReady", "TaintManagerEviction"} {
 		events := s.kubectl(server, "get", "events", "-A", "--field-selector", "reason="+reason, "-o",
-			`jsonpath={range .items[*]}{.source.component} {.involvedObject.name}{"\n"}{end}`)
+			`jsonpath={range .items[*]}{.source.component} {.involvedObject.name}|{.message}{"\n"}{end}`)
 		for line := range strings.Lines(events) {
-			if strings.TrimSpace(line) != "kubelet "+stood {
-				out = append(out, reason+": "+strings.TrimSpace(line))
+			of, message, _ := strings.Cut(strings.TrimSpace(line), "|")
+			if of != "kubelet "+stood && !strings.HasPrefix(message, "Cancelling deletion") {
+				out = append(out, reason+": "+of)
 			}
 		}
 	}

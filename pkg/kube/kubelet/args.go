@@ -11,7 +11,6 @@ import (
 	cliflag "k8s.io/component-base/cli/flag"
 	"k8s.io/kubernetes/cmd/kubelet/app/options"
 	config "k8s.io/kubernetes/pkg/kubelet/apis/config"
-	"k8s.io/kubernetes/pkg/kubelet/apis/config/validation"
 	"k8s.io/kubernetes/pkg/util/taints"
 	"sigs.k8s.io/yaml"
 
@@ -173,11 +172,11 @@ func CheckValues(theirs []string, configuration string, gates map[string]bool) e
 	if err != nil {
 		return err
 	}
-	set, err := kube.Gates(gates)
+	set, err := kube.Gates(telling(gates))
 	if err != nil {
 		return err
 	}
-	return validation.ValidateKubeletConfiguration(c, set)
+	return impossible(c, set)
 }
 
 func parseFlags(f *options.KubeletFlags, c *config.KubeletConfiguration, flags []string) error {

@@ -9,6 +9,7 @@ package kubelet
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"net"
@@ -65,7 +66,7 @@ func New(p plan.Kubelet, g *gate.Gate, e *Ending, log *slog.Logger) (*Kubelet, e
 	if err != nil {
 		return nil, err
 	}
-	if err := options.ValidateKubeletServer(s); err != nil {
+	if err := errors.Join(impossible(&s.KubeletConfiguration, utilfeature.DefaultFeatureGate), options.ValidateKubeletFlags(&s.KubeletFlags)); err != nil {
 		return nil, fmt.Errorf("kubelet-arg: %w", err)
 	}
 	return &Kubelet{plan: p, server: s, gate: g, ending: e, log: log}, nil
