@@ -309,7 +309,7 @@ func TestPassedOn(t *testing.T) {
 	// Features whose APIs are off.
 	for gates, want := range map[string]string{
 		"AllAlpha": "feature-gates: AllAlpha: the API server would wait", "StorageVersionAPI": "feature-gates: StorageVersionAPI: the API", "AllBeta": "runtime-config=api/beta=true",
-		"AllAlpha api/alpha": "", "StorageVersionAPI internal.apiserver.k8s.io/v1alpha1": "", "AllBeta api/all": "", "AllAlpha StorageVersionAPI": "",
+		"AllBeta coordination.k8s.io/v1beta1": "", "AllAlpha api/alpha": "", "StorageVersionAPI internal.apiserver.k8s.io/v1alpha1": "", "AllBeta api/all": "", "AllAlpha StorageVersionAPI": "",
 	} {
 		cfg := config.Default()
 		gate, more, _ := strings.Cut(gates, " ")
@@ -324,6 +324,19 @@ func TestPassedOn(t *testing.T) {
 		if err := judgePassed(cfg, nil); (want == "") != (err == nil) || err != nil && !strings.Contains(err.Error(), want) {
 			t.Errorf("%s: got %v, want %q", gates, err, want)
 		}
+	}
+
+	off := config.Default()
+	off.FeatureGates = map[string]string{"AllBeta": "true", "AllAlpha": "true"}
+	for list, good := range map[string]bool{"api/all=1": true, " api/all = T ": true, "api/all=true,api/beta=false": false, "api/alpha,api/beta": true, "api/alpha=0,api/all=true": false} {
+		off.Components.APIServerArgs = []string{"runtime-config=" + list}
+		if err := served(map[string]bool{"AllBeta": true, "AllAlpha": true}, off.Components.APIServerArgs); (err == nil) != good {
+			t.Errorf("%q: %v", list, err)
+		}
+	}
+	off.Components.NoAPIServer = true
+	if err := judgePassed(off, nil); err != nil {
+		t.Errorf("gates where no API server runs: %v", err)
 	}
 
 	// Values that no kubelet takes, and gates that do not go together.

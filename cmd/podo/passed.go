@@ -78,9 +78,7 @@ func judge(cfg config.Server, origins config.Origins, configuration string) erro
 		}
 	}
 	wrong := placed("feature-gates", origins, kube.CheckGates(gates))
-	if len(wrong) > 0 {
-		gates = nil
-	}
+	readable = readable && len(wrong) == 0 // values may go with gates
 	errs = append(errs, wrong...)
 	if !off.NoAPIServer {
 		errs = append(errs, placed("feature-gates", origins, served(gates, off.APIServerArgs))...)
@@ -98,22 +96,28 @@ func judge(cfg config.Server, origins config.Origins, configuration string) erro
 // served says which feature gates would have the API server wait for ever: they turn on what
 // reads APIs that are off unless runtime-config names them.
 func served(gates map[string]bool, flags []string) error {
-	versions := map[string]bool{}
+	versions := map[string]bool{} // those that are named, on or off
 	for _, flag := range flags {
 		if args.Name(flag) != "runtime-config" {
 			continue
 		}
 		_, list, _ := strings.Cut(flag, "=")
 		for version := range strings.SplitSeq(list, ",") {
-			name, on, _ := strings.Cut(strings.TrimSpace(version), "=")
-			versions[name] = on == "" || on == "true"
+			name, text, _ := strings.Cut(version, "=")
+			on, err := strconv.ParseBool(strings.TrimSpace(text))
+			versions[strings.TrimSpace(name)] = on || err != nil // what is neither is told by the API server
 		}
 	}
 	var errs []error
-	needs := func(gate, api string, also ...string) {
-		if !slices.ContainsFunc(append(also, api, "api/all"), func(name string) bool { return versions[name] }) {
-			errs = append(errs, fmt.Errorf("%s: the API server would wait for ever for an API that this reads and that is off; turn it on too, with --kube-apiserver-arg=runtime-config=%s=true", gate, api))
+	needs := func(gate, api string, first ...string) {
+		for _, name := range append(first, api, "api/all") { // the narrower counts
+			if on, said := versions[name]; said && on {
+				return
+			} else if said {
+				break
+			}
 		}
+		errs = append(errs, fmt.Errorf("%s: the API server would wait for ever for an API that this reads and that is off; turn it on too, with --kube-apiserver-arg=runtime-config=%s=true", gate, api))
 	}
 	storage, said := gates["StorageVersionAPI"]
 	switch {
@@ -122,8 +126,10 @@ func served(gates map[string]bool, flags []string) error {
 	case gates["AllAlpha"] && !said:
 		needs("AllAlpha", "api/alpha", "internal.apiserver.k8s.io/v1alpha1")
 	}
-	// Whoever leaves single ones out may know which.
-	if gates["AllBeta"] && !slices.Contains(slices.Collect(maps.Values(gates)), false) {
+	// Whoever leaves single gates out, or names single APIs, may know which.
+	single := slices.Contains(slices.Collect(maps.Values(gates)), false) ||
+		slices.ContainsFunc(slices.Collect(maps.Keys(versions)), func(name string) bool { return name != "api/beta" && strings.Contains(name, "beta") && versions[name] })
+	if gates["AllBeta"] && !single {
 		needs("AllBeta", "api/beta")
 	}
 	return errors.Join(errs...)
@@ -141,23 +147,10 @@ func judgeNode(cfg config.Server, configuration string) error {
 
 // placed gives each of the mistakes in err the place where the setting was made.
 func placed(setting string, origins config.Origins, err error) []error {
-	if err == nil {
-		return nil
-	}
-	var list []error
-	switch many := err.(type) {
-	case interface{ Unwrap() []error }:
-		list = many.Unwrap()
-	case interface{ Errors() []error }: // upstream's
-		list = many.Errors()
-	}
 	var out []error
-	for _, e := range list {
-		out = append(out, placed(setting, origins, e)...)
+	for _, e := range kube.Each(err) {
+		text := strings.TrimPrefix(e.Error(), setting+": ") // the place has it
+		out = append(out, config.Mistake{Setting: setting, Origin: origins[setting], Err: errors.New(text)})
 	}
-	if len(out) > 0 {
-		return out
-	}
-	text := strings.TrimPrefix(err.Error(), setting+": ") // the place has it
-	return []error{config.Mistake{Setting: setting, Origin: origins[setting], Err: errors.New(text)}}
+	return out
 }

@@ -65,7 +65,7 @@ func loadAgent(c *cli.Context, typed []config.Setting) (config.Node, error) {
 	settings, errSources := gather(os.Environ(), typed)
 	origins, errSettings := config.ResolveAgent(&cfg.Node, settings)
 	errTokens, known := readTokens(&cfg, origins), cfg
-	known.Components.NoAPIServer = true // nor what only that is asked
+	known.Components.NoAPIServer = true // an agent has none, and what only it would refuse matters to nobody
 	known.Components.NoKubeProxy = true // unless the cluster says that there is one, whose flags are judged then
 	if err := errors.Join(errSources, errSettings, errTokens, judgePassed(known, origins)); err != nil {
 		return cfg.Node, usageError{err}

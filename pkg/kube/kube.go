@@ -99,6 +99,27 @@ func setGates(gates map[string]bool) error {
 	return nil
 }
 
+// Each lists the errors that were joined in err, by Go or by upstream.
+func Each(err error) []error {
+	var list []error
+	switch many := err.(type) {
+	case nil:
+		return nil
+	case interface{ Unwrap() []error }:
+		list = many.Unwrap()
+	case interface{ Errors() []error }:
+		list = many.Errors()
+	}
+	if len(list) == 0 {
+		return []error{err}
+	}
+	var out []error
+	for _, e := range list {
+		out = append(out, Each(e)...)
+	}
+	return out
+}
+
 // Refuse places what a component says of its flags once it runs at those that were passed
 // on to it, if there are any. The exit code is then that of what cannot work until a setting
 // changes, 2: so it is for checks of flags alone, and not of what may be mended elsewhere.

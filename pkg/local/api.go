@@ -61,7 +61,7 @@ const (
 func (s Site) answers(ctx context.Context, c Cluster, n Node, patience time.Duration) error {
 	ctx, end := context.WithTimeoutCause(ctx, patience, fmt.Errorf("no answer within %s", patience))
 	defer end()
-	before := s.ends(c, n)
+	before := s.history(c, n)
 	var client kubernetes.Interface
 	for {
 		var err error
@@ -112,7 +112,7 @@ func (s Site) await(ctx context.Context, c Cluster, list []Node, what string, wa
 	return s.each(list, func(n Node) error {
 		ctx, end := context.WithCancelCause(ctx)
 		defer end(nil)
-		before := s.ends(c, n)
+		before := s.history(c, n)
 		go func() {
 			for ctx.Err() == nil {
 				if dead := errors.Join(s.lives(c, n), s.stumbles(c, n, before)); dead != nil {
@@ -163,20 +163,28 @@ func (s Site) lives(c Cluster, n Node) error {
 // and a control plane that joins may have to.
 const falls = 4
 
-// ends is how often podo has ended on a node.
+// A history is what a node has behind it: how often podo ended there, and how much it said.
+type history struct{ ends, said int }
+
+func (s Site) history(c Cluster, n Node) history {
+	log, _ := os.ReadFile(s.on(c.Name, n.Name, podoLog))
+	return history{s.ends(c, n), len(log)}
+}
+
 func (s Site) ends(c Cluster, n Node) int {
 	console, _ := os.ReadFile(s.node(c.Name, n.Name, "console"))
 	_, words, _ := strings.Cut(ended, "%s")
 	return strings.Count(string(console), words)
 }
 
-// stumbles is an error if podo ends on a node again and again, with the reason.
-func (s Site) stumbles(c Cluster, n Node, before int) error {
-	if s.ends(c, n)-before < falls {
+// stumbles is an error if podo has ended on a node again and again since then, with the
+// reason.
+func (s Site) stumbles(c Cluster, n Node, before history) error {
+	if s.ends(c, n)-before.ends < falls {
 		return nil
 	}
 	log, _ := os.ReadFile(s.on(c.Name, n.Name, podoLog))
-	return fmt.Errorf("podo starts there and ends, again and again:%s", refusedBy(string(log)))
+	return fmt.Errorf("podo starts there and ends, again and again:%s", refusedBy(string(log[min(before.said, len(log)):])))
 }
 
 // refusedBy is what a node's podo said when it ended, in the words of a cluster's file.
@@ -185,6 +193,9 @@ func refusedBy(log string) string {
 	_, last, ok := cutLast("\n"+log, begins)
 	if !ok {
 		return tail(log, 5)
+	}
+	if next := regexp.MustCompile(`(?m)^(\d{4}-\d\d-\d\dT| +\d+\.\ds  )`).FindStringIndex(last); next != nil {
+		last = last[:next[0]] // another start has begun
 	}
 	place := regexp.MustCompile("^" + regexp.QuoteMeta(paths.New(paths.DefaultData).ConfigFile()) + `:\d+: `)
 	out := ""

@@ -113,7 +113,7 @@ func (s Site) begin(ctx context.Context, name string, f File, o Options) (Cluste
 			err = fmt.Errorf("--registry-port: %w", err)
 		}
 		c.Registry = at.Port()
-		err = errors.Join(err, c.apart())
+		err = errors.Join(err, c.apart(), c.uncovered())
 	}
 	if err == nil {
 		err = s.promised(c)

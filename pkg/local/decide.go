@@ -180,8 +180,8 @@ func (c Cluster) uncovered() error {
 			if c.Hosts != "" && (m.To == c.Hosts || strings.HasPrefix(c.Hosts, m.To+"/")) {
 				errs = append(errs, fmt.Errorf("nodes[%d].extraMounts[%d].containerPath: %s is where nodes have all registries described, and cannot be covered; mount single registries below %s, such as %[4]s/HOST", i, j, m.To, c.Hosts))
 			}
-			if slices.ContainsFunc(c.Registries, func(r Registry) bool { return m.To == c.Hosts+"/"+r.folder() }) {
-				errs = append(errs, fmt.Errorf("nodes[%d].extraMounts[%d].containerPath: %s: containerdConfigPatches names mirrors of it, which this would hide; leave one of the two out", i, j, m.To))
+			if slices.ContainsFunc(c.mirrors(), func(r Registry) bool { at := c.Hosts + "/" + r.folder(); return m.To == at || m.To == at+"/hosts.toml" }) {
+				errs = append(errs, fmt.Errorf("nodes[%d].extraMounts[%d].containerPath: %s: would hide where nodes have this registry by containerdConfigPatches or --registry; leave one of the two out", i, j, m.To))
 			}
 		}
 	}
@@ -211,7 +211,7 @@ func (s Site) judge(c Cluster, n Node) []string {
 	cfg, err := c.config(n)
 	err = errors.Join(err, c.torn(n))
 	if s.Judge != nil && n.Podo == s.Exe { // another podo has flags of its own, and judges them when it starts
-		kubelet, e := n.kubelet()
+		kubelet, e := n.kubelet(c.gates(n))
 		err = errors.Join(err, e, s.Judge(cfg, kubelet))
 	}
 	if err == nil {

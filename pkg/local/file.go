@@ -148,8 +148,8 @@ func Parse(path string, text []byte) (File, error) {
 	if len(doc.Content) != 1 || doc.Content[0].Kind != yaml.MappingNode {
 		return f, Unfit{fmt.Errorf("%s: it is not a mapping; it begins with kind: %s and apiVersion: %s", path, fileKind, fileVersion)}
 	}
-	errs := strict(&doc, &f, noSuchField)
-	if len(errs) == 0 || f.Kind != "" { // else nothing was read
+	errs, read := strict(&doc, &f, noSuchField)
+	if read {
 		if f.Kind != fileKind {
 			errs = append(errs, fmt.Errorf("kind: %q, want %s", f.Kind, fileKind))
 		}
@@ -166,15 +166,16 @@ func Parse(path string, text []byte) (File, error) {
 
 // strict decodes a document, and lists its keys that into has no field for, as why tells,
 // and the values that are of another type, in words for people: yaml's speak of Go's types.
-func strict(doc *yaml.Node, into any, why func(names []string) string) []error {
+// Read is whether anything was.
+func strict(doc *yaml.Node, into any, why func(names []string) string) (errs []error, read bool) {
 	var types *yaml.TypeError
 	err := doc.Decode(into)
 	if err != nil && !errors.As(err, &types) {
-		return []error{err} // as of a mapping that contains itself
+		return []error{err}, false // as of a mapping that contains itself
 	}
-	errs := unknown(doc.Content[0], reflect.TypeOf(into).Elem(), "", why)
+	errs = unknown(doc.Content[0], reflect.TypeOf(into).Elem(), "", why)
 	if err == nil {
-		return errs
+		return errs, true
 	}
 	odd := regexp.MustCompile("^(line \\d+): cannot unmarshal !!\\w+ (`[^`]*` )?into (.*)$")
 	for _, text := range types.Errors {
@@ -187,7 +188,7 @@ func strict(doc *yaml.Node, into any, why func(names []string) string) []error {
 		}
 		errs = append(errs, errors.New(strings.TrimSuffix(text, ";")))
 	}
-	return errs
+	return errs, true
 }
 
 // wordFor is what people call a type.

@@ -25,9 +25,10 @@ func TestMistakes(t *testing.T) {
 			in:   "kind: Cluster\napiVersion: kind.x-k8s.io/v1alpha3\n",
 			want: []string{`apiVersion: "kind.x-k8s.io/v1alpha3", want kind.x-k8s.io/v1alpha4`},
 		},
-		"nothing said": {in: "{}\n", want: []string{`kind: "", want Cluster`, `apiVersion: ""`}},
-		"a list":       {in: "- a\n", want: []string{"it is not a mapping"}},
-		"no YAML":      {in: head + "nodes: [", want: []string{"line 3"}},
+		"nothing but mistakes": {in: "nods: []\nnodes: [{role: master}]\n", want: []string{"line 1: nods", `kind: "", want Cluster`, `nodes[0].role: "master"`}},
+		"nothing said":         {in: "{}\n", want: []string{`kind: "", want Cluster`, `apiVersion: ""`}},
+		"a list":               {in: "- a\n", want: []string{"it is not a mapping"}},
+		"no YAML":              {in: head + "nodes: [", want: []string{"line 3"}},
 		"unknown fields, everywhere": {
 			in:   head + "node: []\nnodes:\n- role: worker\n  extraPortMapping: []\n- rol: control-plane\nnetworking:\n  podsubnet: x\n",
 			want: []string{"line 3: node: there is no such field; did you mean nodes?", "line 6: nodes[0].extraPortMapping: there is no such field; did you mean extraPortMappings?", "line 7: nodes[1].rol: there is no such field; did you mean role?", "line 9: networking.podsubnet: there is no such field; did you mean podSubnet?"},
@@ -300,7 +301,7 @@ func TestRefusals(t *testing.T) {
 		"a mount over mirrors": {File{
 			ContainerdPatches: []string{"[plugins.\"io.containerd.grpc.v1.cri\".registry.mirrors.\"a.example\"]\nendpoint = [\"http://10.0.0.9\"]\n"},
 			Nodes:             []NodeFile{{Mounts: []MountFile{{Host: "/tmp", Container: "/etc/containerd/certs.d/a.example"}}}},
-		}, "/etc/containerd/certs.d/a.example: containerdConfigPatches names mirrors of it"},
+		}, "/etc/containerd/certs.d/a.example: would hide where nodes have this registry"},
 		"too few ranges of a family":    {File{Networking: Networking{Family: "dual", PodSubnet: "10.10.0.0/16,fd00:1::/63"}, Nodes: make([]NodeFile, 3)}, "fd00:1::/63 has room for 2 nodes, and there are to be 3: each takes a /64 of it; make the cluster with a /62 or larger, or have nodes take less of it, with node-cidr-mask-size-ipv6 in"},
 		"too few ranges for nodes":      {File{Networking: Networking{PodSubnet: "10.10.0.0/23"}, Nodes: make([]NodeFile, 3)}, "networking.podSubnet: 10.10.0.0/23 has room for 2 nodes, and there are to be 3: each takes a /24 of it; make the cluster with a /22 or larger"},
 		"a mount in what is the host's": {File{Nodes: []NodeFile{{Mounts: []MountFile{{Host: "/tmp", Container: "/usr/no-such/x"}}}}}, "there is no /usr/no-such/x on this machine, and nodes have its /usr as it is"},
@@ -483,7 +484,7 @@ func TestKubelet(t *testing.T) {
 	for own, want := range map[string]string{
 		"": "NeverVerify", "imagePullCredentialsVerificationPolicy: AlwaysVerify\nmaxPods: 9\n": "AlwaysVerify",
 	} {
-		text, err := Node{Kubelet: own}.kubelet()
+		text, err := Node{Kubelet: own}.kubelet(nil)
 		if err != nil || !strings.Contains(text, "imagePullCredentialsVerificationPolicy: "+want) || !strings.Contains(text, "kind: KubeletConfiguration") {
 			t.Errorf("%q becomes %q, %v", own, text, err)
 		}

@@ -11,6 +11,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -146,10 +147,10 @@ func (c Cluster) gates(n Node) map[string]string {
 // kubelet is the KubeletConfiguration of a node. Unless the user says otherwise, an image
 // that was loaded runs also after one of the same content was pulled from a registry,
 // where Kubernetes 1.35 and later would ask that registry whether this pod may have it.
-func (n Node) kubelet() (string, error) {
-	all := map[string]any{
-		"apiVersion": "kubelet.config.k8s.io/v1beta1", "kind": "KubeletConfiguration",
-		"imagePullCredentialsVerificationPolicy": "NeverVerify",
+func (n Node) kubelet(gates map[string]string) (string, error) {
+	all := map[string]any{"apiVersion": "kubelet.config.k8s.io/v1beta1", "kind": "KubeletConfiguration"}
+	if on, err := strconv.ParseBool(gates["KubeletEnsureSecretPulledImages"]); on || err != nil { // else nobody asks
+		all["imagePullCredentialsVerificationPolicy"] = "NeverVerify"
 	}
 	if err := yaml.Unmarshal([]byte(n.Kubelet), &all); err != nil {
 		return "", err
@@ -165,7 +166,7 @@ func (s Site) configure(c Cluster, n Node, token string) error {
 	if err != nil {
 		return err
 	}
-	kubelet, err := n.kubelet()
+	kubelet, err := n.kubelet(c.gates(n))
 	if err != nil {
 		return err
 	}

@@ -62,7 +62,8 @@ func TestExportLogsOfAPodThatGoes(t *testing.T) {
 // TestRefusedBy: what a node refused is told in the words of the file, without its own paths.
 func TestRefusedBy(t *testing.T) {
 	log := "podo: an older end\n2026-01-01T00:00:00Z INFO  a line\npodo: /etc/podo/config.yaml:3: kubelet-arg: node-ip: podo sets this itself; use --node-ip\n" +
-		"kube-controller-manager: kube-controller-manager-arg: \"grape\" is none\nkubelet-arg: /etc/podo/kubelet.yaml: unknown field\nno disk: none\n"
+		"kube-controller-manager: kube-controller-manager-arg: \"grape\" is none\nkubelet-arg: /etc/podo/kubelet.yaml: unknown field\nno disk: none\n" +
+		"   0.0s  podo 0.1\n2026-01-01T00:00:01Z WARN  of the next start\n"
 	want := "\n  kubeletExtraArgs (podo's kubelet-arg): node-ip: podo sets this itself; each node has an address of the cluster's own network" +
 		"\n  kube-controller-manager: controllerManager.extraArgs (podo's kube-controller-manager-arg): \"grape\" is none" +
 		"\n  the KubeletConfiguration of kubeadmConfigPatches: unknown field\n  no disk: none"

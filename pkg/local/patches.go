@@ -218,12 +218,13 @@ func (p patches) document(doc yaml.Node) error {
 // strictly reads a document and refuses what it has beside the fields of into, which are
 // not all that kubeadm has.
 func strictly(doc *yaml.Node, into any) error {
-	return errors.Join(strict(doc, into, func(names []string) string {
+	errs, _ := strict(doc, into, func(names []string) string {
 		names = slices.DeleteFunc(slices.Clone(names), func(n string) bool {
 			return slices.Contains([]string{"kind", "apiVersion", "metadata"}, n)
 		})
 		return "podo has no kubeadm, and cannot do what this says; of this object it reads " + strings.Join(names, ", ")
-	})...)
+	})
+	return errors.Join(errs...)
 }
 
 // components are flags of a control plane. They are the same on all servers, so that no

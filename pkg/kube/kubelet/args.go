@@ -1,8 +1,10 @@
 package kubelet
 
 import (
+	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 	"time"
 
@@ -12,6 +14,7 @@ import (
 	"k8s.io/kubernetes/cmd/kubelet/app/options"
 	config "k8s.io/kubernetes/pkg/kubelet/apis/config"
 	"k8s.io/kubernetes/pkg/util/taints"
+	netutils "k8s.io/utils/net"
 	"sigs.k8s.io/yaml"
 
 	"github.com/podo-dev/podo/pkg/kube"
@@ -155,7 +158,36 @@ func CheckValues(theirs []string, configuration string, gates map[string]bool) e
 	if args.Given(theirs, "config", "config-dir") {
 		return nil
 	}
-	anywhere := plan.Kubelet{CgroupV1: true, LeaseSeconds: 40, Args: theirs}
+	set, err := kube.Gates(telling(gates))
+	if err != nil {
+		return err
+	}
+	usual, err := valued(nil, "")
+	if err != nil {
+		return err
+	}
+	c, err := valued(theirs, configuration)
+	if err != nil {
+		return err
+	}
+	// The defaults are made before gates are set, and may not go with them: a start makes
+	// them afterwards.
+	own := map[string]bool{}
+	for _, e := range impossible(usual, set) {
+		own[e.Error()] = true
+	}
+	errs := slices.DeleteFunc(impossible(c, set), func(e error) bool { return own[e.Error()] })
+	for _, server := range c.ClusterDNS { // which upstream leaves out
+		if configuration != "" && netutils.ParseIPSloppy(server) == nil {
+			errs = append(errs, fmt.Errorf("clusterDNS: %q is not an IP address", server))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// valued is what a kubelet would have of the values that it is given, wherever it ran.
+func valued(theirs []string, configuration string) (*config.KubeletConfiguration, error) {
+	anywhere := plan.Kubelet{CgroupV1: true, LeaseSeconds: 40}
 	c, err := options.NewKubeletConfiguration()
 	if err == nil {
 		err = configure(c, anywhere)
@@ -169,14 +201,7 @@ func CheckValues(theirs []string, configuration string, gates map[string]bool) e
 	if err == nil {
 		err = parse(flags(anywhere), c, theirs)
 	}
-	if err != nil {
-		return err
-	}
-	set, err := kube.Gates(telling(gates))
-	if err != nil {
-		return err
-	}
-	return impossible(c, set)
+	return c, err
 }
 
 func parseFlags(f *options.KubeletFlags, c *config.KubeletConfiguration, flags []string) error {

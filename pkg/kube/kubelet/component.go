@@ -28,6 +28,7 @@ import (
 
 	"github.com/podo-dev/podo/pkg/atomicfile"
 	"github.com/podo-dev/podo/pkg/gate"
+	"github.com/podo-dev/podo/pkg/kube"
 	"github.com/podo-dev/podo/pkg/kube/offline"
 	"github.com/podo-dev/podo/pkg/kubeconfig"
 	"github.com/podo-dev/podo/pkg/paths"
@@ -66,8 +67,12 @@ func New(p plan.Kubelet, g *gate.Gate, e *Ending, log *slog.Logger) (*Kubelet, e
 	if err != nil {
 		return nil, err
 	}
-	if err := errors.Join(impossible(&s.KubeletConfiguration, utilfeature.DefaultFeatureGate), options.ValidateKubeletFlags(&s.KubeletFlags)); err != nil {
-		return nil, fmt.Errorf("kubelet-arg: %w", err)
+	errs := append(impossible(&s.KubeletConfiguration, utilfeature.DefaultFeatureGate), kube.Each(options.ValidateKubeletFlags(&s.KubeletFlags))...)
+	for i, e := range errs {
+		errs[i] = fmt.Errorf("kubelet-arg: %w", e)
+	}
+	if len(errs) > 0 {
+		return nil, errors.Join(errs...)
 	}
 	return &Kubelet{plan: p, server: s, gate: g, ending: e, log: log}, nil
 }

@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"maps"
-	"net/netip"
 	"slices"
 
 	"k8s.io/apimachinery/pkg/api/resource"
@@ -13,15 +12,18 @@ import (
 	"k8s.io/component-base/featuregate"
 	config "k8s.io/kubernetes/pkg/kubelet/apis/config"
 	"k8s.io/kubernetes/pkg/kubelet/apis/config/validation"
+	"k8s.io/kubernetes/pkg/kubelet/cm"
 	"k8s.io/kubernetes/pkg/kubelet/cm/cpumanager"
 	"k8s.io/kubernetes/pkg/kubelet/cm/memorymanager"
 	"k8s.io/kubernetes/pkg/kubelet/eviction"
+
+	"github.com/podo-dev/podo/pkg/kube"
 )
 
-// impossible says which values of c no kubelet would start with: those that upstream judges
-// beforehand, and those that it ends over later, when it comes to them.
-func impossible(c *config.KubeletConfiguration, gates featuregate.FeatureGate) error {
-	errs := []error{validation.ValidateKubeletConfiguration(c, gates)}
+// impossible lists the values of c that no kubelet would start with: those that upstream
+// judges beforehand, and those that it ends over later, when it comes to them.
+func impossible(c *config.KubeletConfiguration, gates featuregate.FeatureGate) []error {
+	errs := kube.Each(validation.ValidateKubeletConfiguration(c, gates))
 	field := func(name string, err error) {
 		if err != nil {
 			errs = append(errs, fmt.Errorf("%s: %w", name, err))
@@ -31,23 +33,19 @@ func impossible(c *config.KubeletConfiguration, gates featuregate.FeatureGate) e
 	field("evictionHard, evictionSoft, evictionSoftGracePeriod, evictionMinimumReclaim", err)
 	_, err = cliflag.TLSCipherSuites(c.TLSCipherSuites)
 	field("tlsCipherSuites", err)
+	_, err = cliflag.TLSCurvePreferences(c.TLSCurvePreferences)
+	field("tlsCurvePreferences", err)
 	_, err = cliflag.TLSVersion(c.TLSMinVersion)
 	field("tlsMinVersion", err)
-	reserved := false
-	for name, list := range map[string]map[string]string{"kubeReserved": c.KubeReserved, "systemReserved": c.SystemReserved} {
-		for _, what := range slices.Sorted(maps.Keys(list)) {
-			q, err := resource.ParseQuantity(list[what])
-			if err != nil {
-				field(name+"."+what, fmt.Errorf("%q is no quantity such as 100m or 1Gi", list[what]))
-			}
-			reserved = reserved || what == "cpu" && !q.IsZero()
-		}
-	}
+	_, err = cm.ParseQOSReserved(c.QOSReserved)
+	field("qosReserved", err)
+	kept := unreserved("kubeReserved", c.KubeReserved, c.ReservedSystemCPUs, field)
+	kept = unreserved("systemReserved", c.SystemReserved, c.ReservedSystemCPUs, field) || kept
 	const none, static, staticMemory = "none", string(cpumanager.PolicyStatic), string(memorymanager.PolicyTypeStatic)
 	switch c.CPUManagerPolicy {
 	case "", none:
 	case static:
-		if !reserved && c.ReservedSystemCPUs == "" {
+		if !kept && c.ReservedSystemCPUs == "" {
 			field("cpuManagerPolicy", errors.New("static keeps processors for pods, and takes some reserved for the rest: reservedSystemCPUs, or cpu in kubeReserved or systemReserved"))
 		}
 	default:
@@ -56,12 +54,27 @@ func impossible(c *config.KubeletConfiguration, gates featuregate.FeatureGate) e
 	if p := c.MemoryManagerPolicy; p != "" && p != "None" && p != staticMemory {
 		field("memoryManagerPolicy", fmt.Errorf("%q, want None or %s", p, staticMemory))
 	}
-	for _, server := range c.ClusterDNS {
-		if _, err := netip.ParseAddr(server); err != nil {
-			field("clusterDNS", fmt.Errorf("%q is not an IP address", server))
+	return errs
+}
+
+// unreserved tells what cannot be reserved, and reports whether processors are. Their number
+// is upstream's own where they are named.
+func unreserved(list string, amounts map[string]string, processors string, tell func(string, error)) (cpu bool) {
+	for _, what := range slices.Sorted(maps.Keys(amounts)) {
+		if what == "cpu" && processors != "" {
+			continue
+		}
+		q, err := resource.ParseQuantity(amounts[what])
+		switch {
+		case !slices.Contains([]string{"cpu", "memory", "ephemeral-storage", "pid"}, what):
+			tell(list, fmt.Errorf("%s cannot be reserved; want cpu, memory, ephemeral-storage or pid", what))
+		case err != nil || q.Sign() < 0:
+			tell(list+"."+what, fmt.Errorf("%q is no quantity such as 100m or 1Gi", amounts[what]))
+		case what == "cpu":
+			cpu = !q.IsZero()
 		}
 	}
-	return errors.Join(errs...)
+	return cpu
 }
 
 // telling leaves gates out that change nothing any more, or are about to go: what judges
